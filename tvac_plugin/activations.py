@@ -1,0 +1,175 @@
+"""Decoder blocks found by structure, and hooks on their outputs that always come off.
+
+Works on any `torch.nn.Module` tree: plain, wrapped by PEFT, quantized, or checkpointed. A block is an element of a
+`ModuleList` whose every element holds an attention submodule; class names play no role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvac_plugin.args import Site
+
+_ATTENTION_NAMES = ("attn", "attention")
+_MLP_NAMES = ("mlp", "ffn", "feed_forward", "moe")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer.
+
+    Attributes:
+        index: Position in the decoder, 0 next to the embeddings.
+        layer: The whole block.
+        attention: Its attention submodule; its output is read before the residual addition.
+        mlp: Its feed-forward submodule, `None` where the block has no module for it (OPT).
+    """
+
+    index: int
+    layer: nn.Module
+    attention: nn.Module
+    mlp: nn.Module | None
+
+    def module(self, site: Site) -> nn.Module:
+        """Returns the submodule whose output `site` means.
+
+        Raises:
+            ValueError: The block has no module at that site.
+        """
+        module = {"attention": self.attention, "mlp": self.mlp, "layer": self.layer}[site]
+        if module is None:
+            raise ValueError(
+                f"perturb: {site} is not possible here: {type(self.layer).__name__} has no feed-forward module. "
+                "Use perturb: attention or perturb: layer."
+            )
+        return module
+
+
+def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+    """Finds the decoder blocks of `model`, in order.
+
+    Raises:
+        ValueError: No list of blocks, or more than one, was found.
+    """
+    candidates = [
+        blocks
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and (blocks := _as_blocks(module))
+    ]
+    if len(candidates) != 1:
+        found = "no list" if not candidates else f"{len(candidates)} lists"
+        raise ValueError(
+            f"{type(model).__name__} cannot be defended: {found} of decoder blocks with an attention "
+            "submodule found. Use a decoder-only language model."
+        )
+    return candidates[0]
+
+
+def _as_blocks(modules: nn.ModuleList) -> tuple[Block, ...]:
+    blocks = []
+    for index, layer in enumerate(modules):
+        attention = _child_with_weights(layer, _ATTENTION_NAMES)
+        if attention is None:
+            return ()
+        blocks.append(Block(index, layer, attention, _child_with_weights(layer, _MLP_NAMES)))
+    return tuple(blocks)
+
+
+def _child_with_weights(layer: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    """The child with one of `names` in its name that holds matrices; norms and activations hold none."""
+    for name, child in layer.named_children():
+        is_named = any(part in name.lower() for part in names)
+        if is_named and any(parameter.ndim >= 2 for parameter in child.parameters()):
+            return child
+    return None
+
+
+@dataclass
+class Fired:
+    """How often a perturbation was added to the module at each key; recomputation does not count."""
+
+    counts: dict[int, int] = field(default_factory=dict)
+
+
+@contextmanager
+def capture(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Yields a dictionary that the next forward pass fills with the modules' outputs, ready for `autograd.grad`.
+
+    An output that no trainable parameter reaches is replaced by an equal leaf, so that every captured tensor
+    requires grad. Recomputation under checkpointing leaves the first pass's tensors in place.
+    """
+    outputs: dict[int, Tensor] = {}
+
+    def hook_for(key: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            hidden = _hidden(output)
+            if not hidden.requires_grad:
+                hidden = hidden.detach().requires_grad_()
+            outputs.setdefault(key, hidden)
+            return _with_hidden(output, hidden)
+
+        return hook
+
+    with _hooks({key: (module, hook_for(key)) for key, module in modules.items()}):
+        yield outputs
+
+
+@contextmanager
+def perturb(modules: Mapping[int, nn.Module], offsets: Mapping[int, Tensor]) -> Iterator[Fired]:
+    """Adds `offsets[key]` to the output of `modules[key]` in every forward pass inside the context.
+
+    The offsets are constants: gradients pass through the addition unchanged. They are cast to the output's dtype.
+    """
+    fired = Fired()
+
+    def hook_for(key: int, offset: Tensor) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            fired.counts.setdefault(key, 1)
+            hidden = _hidden(output)
+            return _with_hidden(output, hidden + offset.to(hidden.dtype))
+
+        return hook
+
+    with _hooks({key: (modules[key], hook_for(key, offset)) for key, offset in offsets.items()}):
+        yield fired
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switches `requires_grad` off for those of `parameters` that have it, and on again at the end."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _hooks(hooks: Mapping[int, tuple[nn.Module, Any]]) -> Iterator[None]:
+    handles = []
+    try:
+        for module, hook in hooks.values():
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, torch.Tensor), f"a hooked module returned {type(output).__name__}"
+    return hidden
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -1,0 +1,126 @@
+"""Harmful data for the defense, loaded by Axolotl's own prompt strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from axolotl.loaders.utils import load_model_config
+from axolotl.utils.config import normalize_cfg_datasets
+from axolotl.utils.data import prepare_datasets
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
+from datasets import Dataset
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from tvac_plugin.args import DefenseConfig, TVaccineConfig, did_you_mean
+
+_FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"}
+
+
+def entry_problems(entries: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Lists what is wrong with the entries of `harmful_datasets:`: unknown keys, missing or empty files."""
+    problems = []
+    for number, entry in enumerate(entries or []):
+        where = f"harmful_datasets[{number}]"
+        problems += [
+            f"{where}: unknown key `{key}`.{did_you_mean(str(key), SFTDataset.model_fields)}"
+            for key in entry
+            if key not in SFTDataset.model_fields
+        ]
+        path = entry.get("path")
+        if not path:
+            problems.append(f"{where}: `path:` is missing. Name a file, a folder or a data set on the hub.")
+        elif _is_local(str(path)):
+            problems += _file_problems(where, Path(str(path)).expanduser())
+    return problems
+
+
+def training_problems(
+    cfg: DictDefault, config: DefenseConfig, *, other_trainers: Sequence[str]
+) -> list[str]:
+    """Lists why a validated recipe cannot be trained with its defense, before any weights are loaded.
+
+    Args:
+        cfg: The recipe after Axolotl's validation.
+        config: The defense it selects.
+        other_trainers: Plugins that bring a trainer of their own.
+    """
+    problems = [
+        f"plugins: {name} brings its own trainer, and there can be only one. Remove it from `plugins:`."
+        for name in other_trainers
+    ]
+    if config.needs_harmful_data:
+        problems += entry_problems(cfg.harmful_datasets)
+    if isinstance(config, TVaccineConfig):
+        problems += _layer_problems(config, load_model_config(cfg))
+    return problems
+
+
+def load_harmful_rows(
+    cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+) -> Dataset:
+    """Tokenizes `harmful_datasets` of a validated recipe, as `datasets` would be, in file order.
+
+    Args:
+        cfg: The recipe after Axolotl's validation; it is not changed.
+        tokenizer: The model's tokenizer.
+        limit: Keep the first so many rows; `None` keeps all.
+
+    Returns:
+        Rows with `input_ids`, `attention_mask` and `labels`.
+
+    Raises:
+        ValueError: A file is missing or no row is left.
+    """
+    rows = tokenize(cfg, tokenizer, "harmful_datasets")
+    if len(rows) == 0:
+        raise ValueError("harmful_datasets: no example was left after loading. Give at least one.")
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> Dataset:
+    """Tokenizes the entries under `key` of a recipe with Axolotl's prompt strategies, unpacked and unshuffled."""
+    alone = DictDefault(
+        {
+            **cfg,
+            "datasets": [dict(entry) for entry in cfg[key]],
+            "test_datasets": None,
+            "val_set_size": 0.0,
+            "sample_packing": False,
+            "eval_sample_packing": False,
+            "max_steps": None,
+            "total_num_tokens": None,
+            "total_supervised_tokens": None,
+            "streaming": False,
+            "pretraining_dataset": None,
+            "shuffle_merged_datasets": False,
+        }
+    )
+    normalize_cfg_datasets(alone)
+    rows, *_ = prepare_datasets(alone, tokenizer)
+    return rows
+
+
+def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:
+    text_config = model_config.get_text_config() if isinstance(model_config, PretrainedConfig) else model_config
+    num_layers = text_config.num_hidden_layers
+    if config.num_active_layers <= num_layers:
+        return []
+    return [
+        f"t_vaccine.num_active_layers: {config.num_active_layers} is more than the model's {num_layers} layers. "
+        f"Set it to {num_layers} or less."
+    ]
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or Path(path).suffix in _FILE_SUFFIXES or Path(path).exists()
+
+
+def _file_problems(where: str, path: Path) -> list[str]:
+    if not path.exists():
+        return [f"{where}: {path} does not exist. Correct `path:`, it is relative to where you start axolotl."]
+    if path.is_file() and not path.read_bytes().strip():
+        return [f"{where}: {path} is empty. Give at least one example."]
+    return []

@@ -1,0 +1,151 @@
+"""T-Vaccine (Liu et al., arXiv 2410.09760): only safety-critical layers are perturbed and trained.
+
+    every K steps (probe)    s_l = ||dL(w; B_h) / de_l||,  p_l = s_l / sum over j of s_j
+    every J steps (draw)     S = gamma different layers, drawn with probabilities p
+    every step               g_l = dL(w; B) / de_l for l in S
+                             eps_l = rho * g_l / sqrt(sum over j in S of ||g_j||^2)
+                             train w_S on e_l + eps_l for l in S
+
+e_l is the attention output of layer l, B a micro-batch of alignment data, B_h one of harmful data. Settings and their
+symbols are described in `tvac_plugin.args.TVaccineConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvac_plugin.activations import find_blocks
+from tvac_plugin.args import TVaccineConfig
+from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport
+from tvac_plugin.defenses.two_pass import gradients_at, joint_norm, perturbed_step
+
+
+class TVaccine(Defense):
+    """Targeted Vaccine: probe, draw, perturb, train."""
+
+    needs_harmful_data = True
+
+    def __init__(self, config: TVaccineConfig, model: nn.Module, *, seed: int) -> None:
+        """Binds the defense to `model`; what is drawn depends on `seed`, the scores and the step alone.
+
+        Raises:
+            ValueError: The model has fewer layers than are to be drawn, or its layers are not found.
+        """
+        self._blocks = find_blocks(model)
+        if config.num_active_layers > len(self._blocks):
+            raise ValueError(
+                f"t_vaccine.num_active_layers: {config.num_active_layers} is more than the model's "
+                f"{len(self._blocks)} layers. Set it to {len(self._blocks)} or less."
+            )
+        self._config = config
+        self._modules = {block.index: block.module(config.perturb) for block in self._blocks}
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._seed = seed
+        self._num_probes = 0
+        self._probabilities: Tensor | None = None
+        self._active: tuple[int, ...] = ()
+
+    def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
+        """Probes and draws when they are due, then trains the drawn layers against their perturbation."""
+        events = []
+        if position.starts_step:
+            if self._probe_is_due(position.step):
+                events.append(self._probe(host))
+            if not self._active or position.step % self._config.resample_steps == 0:
+                events.append(self._draw(position.step))
+        modules = {index: self._modules[index] for index in self._active}
+        with host.frozen(self._at_rest()):
+            report = perturbed_step(
+                host, batch, modules, rho=self._config.rho, rho_scope=self._config.rho_scope
+            )
+        report.events = events
+        return report
+
+    def _probe_is_due(self, step: int) -> bool:
+        if self._config.layer_sampling == "uniform":
+            return False
+        return self._probabilities is None or step % self._config.probe_steps == 0
+
+    def _probe(self, host: Host) -> dict[str, Any]:
+        """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j)."""
+        batch = host.harmful_batch(self._num_probes)
+        with host.auxiliary():
+            probe = gradients_at(self._modules, lambda: host.harmful_loss(batch))
+        norms = [joint_norm({index: probe.at[index]}) for index in sorted(self._modules)]
+        scores = host.mean_across_processes(torch.stack(norms)).cpu().double()
+        self._num_probes += 1
+        self._probabilities = layer_probabilities(scores)
+        return {
+            "event": "probe",
+            "harmful_loss": probe.loss.item(),
+            "scores": scores.tolist(),
+            "probabilities": self._probabilities.tolist(),
+            "entropy": entropy(self._probabilities),
+        }
+
+    def _draw(self, step: int) -> dict[str, Any]:
+        """Draws S, the layers that are perturbed and trained until the next draw, without replacement."""
+        count = self._config.num_active_layers
+        probabilities = self._probabilities
+        if probabilities is None:
+            probabilities = _uniform(len(self._blocks))
+        if self._config.layer_sampling == "top_k":
+            drawn = probabilities.topk(count).indices
+        else:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+            drawn = torch.multinomial(probabilities, count, replacement=False, generator=generator)
+        self._active = tuple(sorted(drawn.tolist()))
+        return {"event": "draw", "layers": list(self._active)}
+
+    def _at_rest(self) -> list[nn.Parameter]:
+        """Parameters that do not learn while S is drawn, as `freeze` defines it."""
+        if self._config.freeze == "none":
+            return []
+        if self._config.freeze == "layer":
+            learning = _parameter_ids(self._blocks[index].layer for index in self._active)
+            return [p for p in self._trainable if id(p) not in learning]
+        below = self._blocks[: min(self._active)]
+        undrawn = [block for block in self._blocks if block.index not in self._active]
+        resting = _parameter_ids([*(b.layer for b in below), *(b.attention for b in undrawn)])
+        return [p for p in self._trainable if id(p) in resting]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of probes, probabilities and drawn layers."""
+        probabilities = self._probabilities
+        return {
+            "num_probes": self._num_probes,
+            "probabilities": None if probabilities is None else probabilities.tolist(),
+            "active_layers": list(self._active),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        probabilities = state["probabilities"]
+        self._num_probes = state["num_probes"]
+        self._probabilities = None if probabilities is None else torch.tensor(probabilities).double()
+        self._active = tuple(state["active_layers"])
+
+
+def layer_probabilities(scores: Tensor) -> Tensor:
+    """Scores s_l, [layers], to probabilities p_l = s_l / sum over j of s_j; uniform where they say nothing."""
+    total = scores.sum()
+    if not torch.isfinite(total) or total <= 0:
+        return _uniform(len(scores))
+    return (scores / total).clamp(min=1e-12)
+
+
+def entropy(probabilities: Tensor) -> float:
+    """Entropy in nats: log(layers) when all layers matter alike, 0 when one is all that matters."""
+    return float(-(probabilities * probabilities.log()).sum())
+
+
+def _uniform(count: int) -> Tensor:
+    return torch.full((count,), 1 / count, dtype=torch.float64)
+
+
+def _parameter_ids(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(parameter) for module in modules for parameter in module.parameters()}

@@ -1,0 +1,57 @@
+"""What two tokenized data sets share: the same prompts, or whole rows."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def prompt_keys(rows: Rows) -> list[str]:
+    """One hash per row of the tokens before the first one with a label; of all tokens when none is masked."""
+    return [_key(_prompt(row)) for row in rows]
+
+
+def row_keys(rows: Rows) -> list[str]:
+    """One hash per row of all its tokens."""
+    return [_key(row["input_ids"]) for row in rows]
+
+
+def data_facts(alignment: Rows, harmful: Rows | None) -> dict[str, Any]:
+    """What the manifest says of the data: rows, a hash of all of them in order, and what they share.
+
+    Args:
+        alignment: Tokenized rows with `input_ids` and `labels`.
+        harmful: The same for harmful data, or `None`.
+
+    Raises:
+        ValueError: A harmful row, answer and all, is among the alignment rows.
+    """
+    facts: dict[str, Any] = {"alignment": _summary(row_keys(alignment))}
+    if harmful is None:
+        return facts
+    same_rows = set(row_keys(alignment)) & set(row_keys(harmful))
+    if same_rows:
+        raise ValueError(
+            f"{len(same_rows)} rows of harmful_datasets, harmful answer included, are also in datasets: the model "
+            "would be trained to give these answers. Take other rows for one of them, for example with `split:`."
+        )
+    shared = set(prompt_keys(alignment)) & set(prompt_keys(harmful))
+    return facts | {"harmful": _summary(row_keys(harmful)), "shared_prompts": len(shared)}
+
+
+def _summary(keys: list[str]) -> dict[str, Any]:
+    return {"rows": len(keys), "sha256": hashlib.sha256("".join(keys).encode()).hexdigest()}
+
+
+def _prompt(row: Mapping[str, Any]) -> list[int]:
+    ids, labels = list(row["input_ids"]), row.get("labels")
+    first = next((i for i, label in enumerate(labels) if label != -100), 0) if labels is not None else 0
+    return ids[:first] or ids
+
+
+def _key(ids: Iterable[int]) -> str:
+    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()

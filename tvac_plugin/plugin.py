@@ -1,0 +1,120 @@
+"""Axolotl's hooks, in the order Axolotl calls them, translated to ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer, set_seed
+
+from tvac_plugin.args import defense_config
+from tvac_plugin.data import load_harmful_rows, training_problems
+from tvac_plugin.overlap import data_facts
+from tvac_plugin.provenance import RunRecord
+from tvac_plugin.recipe import near_misses
+
+LOG = get_logger("axolotl.tvac_plugin")
+DEFAULT_SEED = 42
+LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
+
+class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
+    """Turns `safety_defense:` in a recipe into a defended training run; does nothing where the key is absent."""
+
+    def __init__(self) -> None:
+        """Starts with nothing loaded."""
+        super().__init__()
+        self._harmful_rows: Dataset | None = None
+        self._record: RunRecord | None = None
+
+    def register(self, cfg: DictDefault) -> None:
+        """Refuses misspelt keys and fills in what a defense needs and Axolotl sets otherwise.
+
+        Raises:
+            ValueError: A key looks like one of ours and is not.
+        """
+        problems = near_misses(cfg)
+        if problems:
+            raise ValueError(" ".join(problems))
+        if cfg.get("safety_defense") in (None, "none"):
+            return
+        if cfg.seed is None:
+            cfg.seed = DEFAULT_SEED
+        if not torch.cuda.is_available() and all(cfg[kernel] is None for kernel in LORA_KERNELS):
+            cfg.update(dict.fromkeys(LORA_KERNELS, False))
+        if cfg.gradient_checkpointing is True and cfg.gradient_checkpointing_kwargs is None:
+            cfg.gradient_checkpointing_kwargs = {"use_reentrant": False}
+
+    def get_input_args(self) -> str:
+        """Names the schema that Axolotl merges into its own."""
+        return "tvac_plugin.args.SafetyDefenseArgs"
+
+    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> None:
+        """Loads the harmful data and leaves `datasets:` to Axolotl.
+
+        Raises:
+            ValueError: The recipe cannot be trained with the defense.
+        """
+        config = defense_config(cfg)
+        if config is None:
+            return
+        problems = training_problems(cfg, config, other_trainers=_other_trainers(self, cfg))
+        if problems:
+            raise ValueError(" ".join(problems))
+        if config.needs_harmful_data:
+            self._harmful_rows = load_harmful_rows(cfg, load_tokenizer(cfg), limit=config.num_harmful_rows)
+
+    def pre_lora_load(self, cfg: DictDefault, model: nn.Module) -> None:
+        """Seeds the adapter's initialisation, which Axolotl leaves to chance."""
+        if cfg.safety_defense is not None:
+            set_seed(DEFAULT_SEED if cfg.seed is None else cfg.seed)
+
+    def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
+        """Returns the defended trainer while a defense is on."""
+        if defense_config(cfg) is None:
+            return None
+        from tvac_plugin.trainers.axolotl import SafetyDefenseAxolotlTrainer
+
+        return SafetyDefenseAxolotlTrainer
+
+    def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
+        """Hands the defense to the trainer.
+
+        Raises:
+            ValueError: Another plugin's trainer was chosen, or the model or the data cannot be defended.
+        """
+        config = defense_config(cfg)
+        if config is None:
+            return
+        from tvac_plugin.trainers.mixin import SafetyDefenseMixin
+
+        if not isinstance(trainer, SafetyDefenseMixin):
+            raise ValueError(
+                f"{type(trainer).__name__} was chosen instead of the defended trainer. "
+                "Remove the plugin or key that brings it."
+            )
+        facts = data_facts(trainer.train_dataset, self._harmful_rows)
+        self._record = RunRecord(config, data=facts, seed=trainer.args.seed)
+        trainer.configure_defense(config, record=self._record, harmful_rows=self._harmful_rows)
+        self._harmful_rows = None
+        LOG.info(f"safety defense on: {config.name} {config.model_dump()}")
+
+    def post_train_unload(self, cfg: DictDefault) -> None:
+        """Seals the final weights; they are on disk only now."""
+        if self._record is not None:
+            self._record.seal(Path(cfg.output_dir))
+            self._record = None
+
+
+def _other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
+    others: dict[str, Any] = PluginManager.get_instance().plugins
+    return [
+        name for name, other in others.items() if other is not plugin and other.get_trainer_cls(cfg) is not None
+    ]

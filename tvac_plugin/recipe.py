@@ -1,0 +1,72 @@
+"""A recipe as the user wrote it, before Axolotl drops what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
+
+PLUGIN_PATH = "tvac_plugin.SafetyDefensePlugin"
+_OUR_KEYS = tuple(SafetyDefenseArgs.model_fields)
+_NEAR = 0.8
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read."""
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads the YAML at `path`.
+
+    Raises:
+        RecipeError: There is no such file, it is not YAML, or not a mapping.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}). Give the path of a recipe.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}. Correct the line it names.") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"{path}: not a recipe: the top level must be `key: value` lines.")
+    return recipe
+
+
+def near_misses(recipe: Mapping[str, Any]) -> list[str]:
+    """Lists keys that look like one of ours but are not, which Axolotl would drop without a word."""
+    problems = []
+    for key in recipe:
+        match = next((ours for ours in _OUR_KEYS if _resemble(str(key), ours)), None)
+        if match is not None and key not in _OUR_KEYS:
+            problems.append(f"`{key}:` is not a key of this plugin. Did you mean `{match}:`?")
+    return problems
+
+
+def plugin_problems(recipe: Mapping[str, Any]) -> list[str]:
+    """Lists why Axolotl would not load this plugin for `recipe`, although it trains all the same."""
+    plugins = recipe.get("plugins") or []
+    if not isinstance(plugins, list):
+        return [f"`plugins:` must be a list. Write `plugins: [{PLUGIN_PATH}]`."]
+    if PLUGIN_PATH in plugins:
+        return []
+    wrong = next((plugin for plugin in plugins if _resemble(str(plugin), PLUGIN_PATH)), None)
+    if wrong is not None:
+        return [f"plugins: `{wrong}` does not exist, and Axolotl trains without it. Write `{PLUGIN_PATH}`."]
+    return [f"the plugin is not loaded, so nothing is defended. Add `plugins: [{PLUGIN_PATH}]`."]
+
+
+def defense_is_absent(recipe: Mapping[str, Any]) -> list[str]:
+    """Says that no defense is asked for, if none is."""
+    if recipe.get("safety_defense") is not None:
+        return []
+    return [f"no defense is asked for. Add `safety_defense:` with one of: {', '.join(DEFENSE_CONFIGS)}."]
+
+
+def _resemble(word: str, name: str) -> bool:
+    first, second = (text.lower().replace("_", "").replace("-", "") for text in (word, name))
+    return SequenceMatcher(None, first, second).ratio() >= _NEAR

@@ -1,0 +1,1 @@
+"""Trainers with a defense mixed in; import the one you need from its module."""

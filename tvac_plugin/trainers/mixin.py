@@ -1,0 +1,208 @@
+"""A defense inside any `transformers.Trainer`: the mixin is the trainer's side of the seam in `defenses.base`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from tvac_plugin import activations
+from tvac_plugin.args import DefenseConfig
+from tvac_plugin.defenses import Defense, build_defense
+from tvac_plugin.defenses.base import Batch, Position
+from tvac_plugin.harmful_batches import HarmfulBatches, Row
+from tvac_plugin.provenance import RunRecord
+from tvac_plugin.trainers.metrics import StepMetrics
+
+STATE_FILE = "safety_defense_state.json"
+
+
+class SafetyDefenseMixin(Trainer):
+    """Replaces the training step by the defense's, once `configure_defense` was called; before that changes nothing.
+
+    Put it first among the bases. The defense calls back through `loss`, `train` and their siblings.
+    """
+
+    _defense: Defense | None = None
+    _harmful: HarmfulBatches | None = None
+    _record: RunRecord | None = None
+
+    def configure_defense(
+        self, config: DefenseConfig, *, record: RunRecord, harmful_rows: Sequence[Row] | None = None
+    ) -> None:
+        """Switches the defense on for the training that follows.
+
+        Args:
+            config: Which defense, with its settings.
+            record: Where the proof that it ran is kept.
+            harmful_rows: Tokenized harmful examples with `labels`, for defenses that need them.
+
+        Raises:
+            ValueError: The model, the harmful rows or the launch cannot work with these settings.
+        """
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
+                "or set CUDA_VISIBLE_DEVICES to one."
+            )
+        model = self.accelerator.unwrap_model(self.model)
+        self._defense = build_defense(config, model, seed=self.args.seed)
+        self._record = record
+        self._safety_metrics = StepMetrics()
+        self._last_step = -1
+        if config.needs_harmful_data:
+            self._harmful = HarmfulBatches(
+                harmful_rows or [], self.data_collator,
+                batch_size=config.harmful_batch_size, seed=self.args.seed,
+                rank=self.accelerator.process_index, num_processes=self.accelerator.num_processes,
+            )
+
+    @property
+    def run_record(self) -> RunRecord | None:
+        """What the defense did so far, `None` when there is none."""
+        return self._record
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch of the defense, or the host's own when no defense is on."""
+        if self._defense is None or self._record is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        step = self.state.global_step
+        position = Position(step=step, starts_step=step != self._last_step)
+        self._last_step = step
+        host = _Host(self, model, num_items_in_batch)
+        report = self._defense.step(host, inputs, position)
+        self._safety_metrics.add(report, starts_step=position.starts_step)
+        self._record.add(report, position)
+        return report.loss
+
+    def host_step(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """The host trainer's own training step: forward, backward, detached loss."""
+        return super().training_step(model, dict(batch), num_items)
+
+    def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Loss of a pass that no metric of the host sees.
+
+        Args:
+            model: The wrapped model.
+            batch: Model inputs, not yet on the device.
+            num_items: Tokens of the whole optimizer step, where the host normalises by them.
+        """
+        loss = Trainer.compute_loss(self, model, dict(batch), num_items_in_batch=num_items)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the `safety/*` metrics since the last training log."""
+        if self._record is not None and "loss" in logs:
+            metrics = self._safety_metrics.pop()
+            logs.update(metrics)
+            self._record.trace_step(self.state.global_step, metrics)
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains; what an earlier run left in the output directory no longer counts from here on."""
+        if self._record is not None:
+            self._record.begin(
+                Path(self.args.output_dir),
+                resumed=bool(resume_from_checkpoint),
+                write=self.is_world_process_zero(),
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._defense is not None and self._record is not None and self.args.should_save:
+            state = {"defense": self._defense.state_dict(), "record": self._record.state_dict()}
+            Path(output_dir, STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or self._defense is None or self._record is None:
+            return
+        path = Path(checkpoint, STATE_FILE)
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: not found, so the defense cannot go on where it stopped. Resume from a checkpoint that "
+                "was written with the defense on and without save_only_model."
+            )
+        state = json.loads(path.read_text(encoding="utf-8"))
+        self._record.load_state_dict(state["record"], step=self.state.global_step)
+        self._defense.load_state_dict(state["defense"])
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(model, trial, **kwargs)
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._seal(Path(self._get_output_dir(trial=trial), folder))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, and beside it the proof that it was defended."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self._seal(Path(output_dir or self.args.output_dir))
+
+    def _seal(self, model_dir: Path) -> None:
+        if self._record is not None and model_dir.is_dir():
+            self._record.seal(model_dir)
+
+
+class _Host:
+    """`defenses.base.Host` for one micro-batch of a trainer."""
+
+    def __init__(self, trainer: SafetyDefenseMixin, model: nn.Module, num_items: Tensor | int | None) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._num_items = num_items
+
+    def loss(self, batch: Batch) -> Tensor:
+        trainer = self._trainer
+        loss = self._forward(batch, self._num_items)
+        is_normalised = trainer.model_accepts_loss_kwargs and self._num_items is not None
+        if not is_normalised and trainer.compute_loss_func is None:
+            loss = loss / trainer.current_gradient_accumulation_steps
+        return loss
+
+    def train(self, batch: Batch) -> Tensor:
+        return self._trainer.host_step(self._model, batch, self._num_items)
+
+    def harmful_batch(self, index: int) -> Batch:
+        assert self._trainer._harmful is not None, "a defense without harmful data asked for it"
+        return self._trainer._harmful[index]
+
+    def harmful_loss(self, batch: Batch) -> Tensor:
+        return self._forward(batch, None)
+
+    def _forward(self, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        self._model.train()
+        inputs = self._trainer._prepare_inputs(dict(batch))
+        return self._trainer.auxiliary_loss(self._model, inputs, num_items)
+
+    @contextlib.contextmanager
+    def auxiliary(self) -> Iterator[None]:
+        device = self._trainer.args.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self._trainer.accelerator.no_sync(self._model):
+            yield
+
+    @contextlib.contextmanager
+    def frozen(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        if self._trainer.accelerator.num_processes == 1:
+            with activations.frozen(parameters):
+                yield
+            return
+        yield
+        for parameter in parameters:
+            parameter.grad = None
+
+    def mean_across_processes(self, values: Tensor) -> Tensor:
+        reduced = self._trainer.accelerator.reduce(values, reduction="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced

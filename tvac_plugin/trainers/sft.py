@@ -1,0 +1,77 @@
+"""`trl.SFTTrainer` with a defense, for people who train without Axolotl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import SFTTrainer
+
+from tvac_plugin.args import DefenseConfig
+from tvac_plugin.defenses.base import Batch
+from tvac_plugin.overlap import data_facts
+from tvac_plugin.provenance import RunRecord
+from tvac_plugin.trainers.mixin import SafetyDefenseMixin
+
+
+class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):
+    """Supervised fine-tuning on alignment data, made hard to undo by a defense.
+
+    Example:
+        trainer = SafetyDefenseSFTTrainer(
+            model=model, args=SFTConfig("aligned"), train_dataset=alignment, processing_class=tokenizer,
+            defense=TVaccineConfig(rho=3.0, num_active_layers=8), harmful_dataset=harmful,
+        )
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        defense: DefenseConfig | None = None,
+        harmful_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Builds the trainer; all other arguments are `SFTTrainer`'s.
+
+        Args:
+            *args: `SFTTrainer`'s.
+            defense: Settings of the defense; `None` trains exactly as `SFTTrainer` does.
+            harmful_dataset: Harmful prompts with harmful answers, in any format that `train_dataset` may have.
+            **kwargs: `SFTTrainer`'s.
+
+        Raises:
+            ValueError: The defense needs harmful data and has none, or cannot work with this model or these arguments.
+        """
+        super().__init__(*args, **kwargs)
+        if defense is None:
+            return
+        self._refuse_reentrant_checkpointing()
+        harmful = self._harmful_rows(defense, harmful_dataset)
+        record = RunRecord(defense, data=data_facts(self.train_dataset, harmful), seed=self.args.seed)
+        self.configure_defense(defense, record=record, harmful_rows=harmful)
+
+    def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Loss with the inputs that `SFTTrainer.compute_loss` adds, without its metrics."""
+        extra = {"use_cache": False} | ({"output_router_logits": True} if self.aux_loss_enabled else {})
+        return super().auxiliary_loss(model, {**batch, **extra}, num_items)
+
+    def _refuse_reentrant_checkpointing(self) -> None:
+        options = self.args.gradient_checkpointing_kwargs or {}
+        if self.args.gradient_checkpointing and options.get("use_reentrant"):
+            raise ValueError(
+                "reentrant gradient checkpointing hides the gradients that the defense reads. "
+                "Pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
+
+    def _harmful_rows(self, defense: DefenseConfig, dataset: Dataset | None) -> Dataset | None:
+        if not defense.needs_harmful_data:
+            return None
+        if dataset is None or len(dataset) == 0:
+            raise ValueError(f"{defense.name} needs harmful data for its probe. Pass a non-empty harmful_dataset.")
+        limit = defense.num_harmful_rows
+        if limit is not None:
+            dataset = dataset.select(range(min(limit, len(dataset))))
+        return self._prepare_dataset(
+            dataset, self.processing_class, self.args, False, self._formatting_func, "harmful"
+        )
