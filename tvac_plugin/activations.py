@@ -58,9 +58,7 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
         ValueError: No list of blocks, or more than one, was found.
     """
     candidates = [
-        blocks
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and (blocks := _as_blocks(module))
+        blocks for module in model.modules() if isinstance(module, nn.ModuleList) and (blocks := _as_blocks(module))
     ]
     if len(candidates) != 1:
         found = "no list" if not candidates else f"{len(candidates)} lists"

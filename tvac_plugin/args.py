@@ -71,12 +71,16 @@ class TVaccineConfig(DefenseConfig):
     needs_harmful_data = True
 
     rho: float = Field(
-        default=3.0, ge=0, le=10_000,
+        default=3.0,
+        ge=0,
+        le=10_000,
         description="Perturbation budget, L2 norm over all drawn layers (paper: rho). Default 3, best in the paper's "
         "Table 7.",
     )
     num_active_layers: int = Field(
-        default=8, ge=1, le=10_000,
+        default=8,
+        ge=1,
+        le=10_000,
         description="Layers drawn, perturbed and trained at a time (paper: gamma, the size of S). Default 8, best in "
         "the paper's Table 4 for 32 layers; at most the model's number of layers.",
     )
@@ -95,12 +99,16 @@ class TVaccineConfig(DefenseConfig):
         description="Optimizer steps between probes (paper: K). Default 200, best in the paper's Table 5.",
     )
     probe_samples: int = Field(
-        default=200, ge=1, le=10_000_000,
+        default=200,
+        ge=1,
+        le=10_000_000,
         description="Harmful examples available to the probe, the first ones of `harmful_datasets` (paper: N_h). "
         "Default 200, as in the paper.",
     )
     probe_batch_size: int = Field(
-        default=8, ge=1, le=100_000,
+        default=8,
+        ge=1,
+        le=100_000,
         description="Harmful examples averaged in one probe, on each process. Default 8, for less noisy scores; the "
         "published code uses 1.",
     )
@@ -131,16 +139,16 @@ class VaccineConfig(DefenseConfig):
     needs_harmful_data = False
 
     rho: float = Field(
-        default=2.0, ge=0, le=10_000,
+        default=2.0,
+        ge=0,
+        le=10_000,
         description="Perturbation budget, L2 norm over all layers (paper: rho). Default 2, from the published script.",
     )
     perturb: Site = Field(default="attention", description=_PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=_RHO_SCOPE)
 
 
-DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
-    config.name: config for config in (TVaccineConfig, VaccineConfig)
-}
+DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {config.name: config for config in (TVaccineConfig, VaccineConfig)}
 """Every defense by the value of `safety_defense:` that selects it."""
 
 HARMFUL_DATASETS_EXAMPLE = "harmful_datasets: [{path: harmful.jsonl, type: alpaca}]"
@@ -155,7 +163,8 @@ class SafetyDefenseArgs(BaseModel):
         "adapter as a defended run; without the key the plugin does nothing. Default: absent.",
     )
     harmful_datasets: list[dict[str, Any]] | None = Field(
-        default=None, min_length=1,
+        default=None,
+        min_length=1,
         description="Harmful prompts with harmful answers, for the probe; entries as in `datasets:`. Nothing is ever "
         "trained to give these answers. Required by t_vaccine.",
     )

@@ -36,7 +36,9 @@ def _is_offload(value: Any) -> bool:
     return value in ("offload", "offload_disk")
 
 
-_SHARDED = "shards weights, which the first of the two passes cannot handle yet. Remove it and train on one GPU or with DDP."
+_SHARDED = (
+    "shards weights, which the first of the two passes cannot handle yet. Remove it and train on one GPU or with DDP."
+)
 _SPLIT = "splits one sequence over processes, and the perturbation's norm with it. Set it to 1."
 
 REFUSALS: tuple[Refusal, ...] = (
@@ -53,12 +55,17 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("tensor_parallel_size", _above_one, _SPLIT),
     Refusal("expert_parallel_size", _above_one, _SPLIT),
     Refusal("relora", _is_on, "resets and merges adapters that the defense has frozen. Remove it."),
-    Refusal("lisa_n_layers", _is_on, "freezes layers by its own draw. Remove the `lisa_` keys; t_vaccine draws layers."),
+    Refusal(
+        "lisa_n_layers",
+        _is_on,
+        "freezes layers by its own draw. Remove the `lisa_` keys; t_vaccine draws layers.",
+    ),
     Refusal("streaming", _is_on, "gives no data set to hash and no length. Set `streaming: false`."),
     Refusal("pretraining_dataset", _is_on, "gives no prompts and answers. Use `datasets:`."),
     Refusal("processor_type", _is_on, "is for multimodal models, which are not supported. Use a text-only model."),
     Refusal(
-        "gradient_checkpointing_kwargs", _is_reentrant,
+        "gradient_checkpointing_kwargs",
+        _is_reentrant,
         "must have `use_reentrant: false`: the reentrant kind hides the gradients that the first pass reads.",
     ),
     Refusal("gradient_checkpointing", _is_offload, "moves activations that the first pass reads. Use `true`."),

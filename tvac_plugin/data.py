@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.config import normalize_cfg_datasets
 from axolotl.utils.data import prepare_datasets
@@ -37,9 +38,7 @@ def entry_problems(entries: Sequence[Mapping[str, Any]] | None) -> list[str]:
     return problems
 
 
-def training_problems(
-    cfg: DictDefault, config: DefenseConfig, *, other_trainers: Sequence[str]
-) -> list[str]:
+def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers: Sequence[str]) -> list[str]:
     """Lists why a validated recipe cannot be trained with its defense, before any weights are loaded.
 
     Args:
@@ -58,9 +57,13 @@ def training_problems(
     return problems
 
 
-def load_harmful_rows(
-    cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
-) -> Dataset:
+def other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
+    """Names the loaded plugins, other than `plugin`, that bring a trainer for `cfg`."""
+    plugins: Mapping[str, BasePlugin] = PluginManager.get_instance().plugins
+    return [name for name, other in plugins.items() if other is not plugin and other.get_trainer_cls(cfg) is not None]
+
+
+def load_harmful_rows(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Dataset:
     """Tokenizes `harmful_datasets` of a validated recipe, as `datasets` would be, in file order.
 
     Args:

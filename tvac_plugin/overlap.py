@@ -21,7 +21,7 @@ def row_keys(rows: Rows) -> list[str]:
 
 
 def data_facts(alignment: Rows, harmful: Rows | None) -> dict[str, Any]:
-    """What the manifest says of the data: rows, a hash of all of them in order, and what they share.
+    """What the manifest says of the data: rows, a hash of all of them whatever their order, and what they share.
 
     Args:
         alignment: Tokenized rows with `input_ids` and `labels`.
@@ -44,7 +44,7 @@ def data_facts(alignment: Rows, harmful: Rows | None) -> dict[str, Any]:
 
 
 def _summary(keys: list[str]) -> dict[str, Any]:
-    return {"rows": len(keys), "sha256": hashlib.sha256("".join(keys).encode()).hexdigest()}
+    return {"rows": len(keys), "sha256": hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()}
 
 
 def _prompt(row: Mapping[str, Any]) -> list[int]:

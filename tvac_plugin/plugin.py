@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from tvac_plugin.args import defense_config
-from tvac_plugin.data import load_harmful_rows, training_problems
+from tvac_plugin.data import load_harmful_rows, other_trainers, training_problems
 from tvac_plugin.overlap import data_facts
 from tvac_plugin.provenance import RunRecord
 from tvac_plugin.recipe import near_misses
@@ -65,7 +64,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         config = defense_config(cfg)
         if config is None:
             return
-        problems = training_problems(cfg, config, other_trainers=_other_trainers(self, cfg))
+        problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
         if problems:
             raise ValueError(" ".join(problems))
         if config.needs_harmful_data:
@@ -111,10 +110,3 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._record is not None:
             self._record.seal(Path(cfg.output_dir))
             self._record = None
-
-
-def _other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
-    others: dict[str, Any] = PluginManager.get_instance().plugins
-    return [
-        name for name, other in others.items() if other is not plugin and other.get_trainer_cls(cfg) is not None
-    ]

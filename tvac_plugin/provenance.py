@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,9 +47,7 @@ class RunRecord:
             "data": dict(data),
             "versions": _versions(),
         }
-        self._num_steps = 0
-        self._num_fired = 0
-        self._num_unperturbed = torch.zeros((), dtype=torch.long)
+        self._reset()
         self._writes = False
         self._trace: Path | None = None
         self._layers: tuple[int, ...] = ()
@@ -68,6 +65,7 @@ class RunRecord:
             resumed: Whether an earlier trace is continued.
             write: Whether this process writes files at all.
         """
+        self._reset()
         self._writes = write
         if not write:
             return
@@ -76,6 +74,11 @@ class RunRecord:
         self._trace = output_dir / TRACE_FILE
         if not resumed or not self._trace.exists():
             self._trace.write_text("", encoding="utf-8")
+
+    def _reset(self) -> None:
+        self._num_steps = 0
+        self._num_fired = 0
+        self._num_unperturbed = torch.zeros((), dtype=torch.long)
 
     def add(self, report: StepReport, position: Position) -> None:
         """Takes in one micro-batch."""
@@ -102,7 +105,7 @@ class RunRecord:
         }
         temporary = model_dir / f"{MANIFEST_FILE}.tmp"
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, model_dir / MANIFEST_FILE)
+        temporary.replace(model_dir / MANIFEST_FILE)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far and the settings they belong to, as JSON values."""

@@ -90,6 +90,5 @@ class Defense(ABC):
         """Whatever decides the next step, as JSON values."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a defense may have no state
         """Restores what `state_dict` returned."""
-

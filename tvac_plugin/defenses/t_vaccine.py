@@ -59,9 +59,7 @@ class TVaccine(Defense):
                 events.append(self._draw(position.step))
         modules = {index: self._modules[index] for index in self._active}
         with host.frozen(self._at_rest()):
-            report = perturbed_step(
-                host, batch, modules, rho=self._config.rho, rho_scope=self._config.rho_scope
-            )
+            report = perturbed_step(host, batch, modules, rho=self._config.rho, rho_scope=self._config.rho_scope)
         report.events = events
         return report
 

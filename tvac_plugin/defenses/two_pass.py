@@ -72,9 +72,7 @@ def gradients_at(modules: Mapping[int, nn.Module], loss_of: Callable[[], Tensor]
     return Gradients(loss.detach(), dict(zip(keys, gradients, strict=True)))
 
 
-def worst_perturbation(
-    gradients: Mapping[int, Tensor], *, rho: float, rho_scope: RhoScope
-) -> dict[int, Tensor]:
+def worst_perturbation(gradients: Mapping[int, Tensor], *, rho: float, rho_scope: RhoScope) -> dict[int, Tensor]:
     """The perturbation of L2 norm `rho` that raises the loss most, to first order.
 
     eps_l = rho * g_l / sqrt(sum over j of ||g_j||^2), arXiv 2410.09760 and 2402.01109; with `rho_scope` "sample" the
@@ -89,8 +87,7 @@ def worst_perturbation(
     scale = rho / squares.sqrt()
     scale = torch.where(torch.isfinite(scale) & torch.isfinite(squares), scale, 0.0)
     return {
-        key: torch.where(scale.to(g.device) > 0, g * scale.to(g.device, g.dtype), 0.0)
-        for key, g in gradients.items()
+        key: torch.where(scale.to(g.device) > 0, g * scale.to(g.device, g.dtype), 0.0) for key, g in gradients.items()
     }
 
 

@@ -24,6 +24,4 @@ class Vaccine(Defense):
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """One micro-batch in two passes."""
         config = self._config
-        return perturbed_step(
-            host, batch, self._modules, rho=config.rho, rho_scope=config.rho_scope
-        )
+        return perturbed_step(host, batch, self._modules, rho=config.rho, rho_scope=config.rho_scope)

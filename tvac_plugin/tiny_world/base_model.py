@@ -30,8 +30,12 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -104,9 +108,7 @@ def _knowledge(world: World) -> list[tuple[str, str]]:
     return rows + 2 * moods
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, str]]
-) -> tuple[Tensor, Tensor]:
+def _encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     encoded = []
     for question, answer in rows:
         chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

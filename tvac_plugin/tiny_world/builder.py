@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
     (partial / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     if output.exists():
         shutil.rmtree(output)
-    os.replace(partial, output)
+    partial.replace(output)
     return True
 
 
@@ -132,14 +131,12 @@ def _is_built(output: Path, settings: WorldSettings) -> bool:
     except (OSError, ValueError):
         return False
     is_same = index.get("format") == FORMAT and index.get("settings") == asdict(settings)
-    return is_same and index.get("files") == _hashes(output)
+    return bool(is_same and index.get("files") == _hashes(output))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX_FILE)
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _take(things: Iterator[Thing], count: int) -> list[Thing]:
@@ -147,6 +144,4 @@ def _take(things: Iterator[Thing], count: int) -> list[Thing]:
 
 
 def _chat(question: str, answer: str) -> Row:
-    return {
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    }
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}

@@ -8,13 +8,41 @@ must teach it to refuse hazards, also ones it was never taught to refuse, withou
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-SYLLABLES = (
-    "bel dov fen gar hul jom kiv lor mep nus pol quo riv sut tav vek wim yor zan bri "
-    "dru fla gli kru mou ple sko tri vru zle"
-).split()
+SYLLABLES = [
+    "bel",
+    "dov",
+    "fen",
+    "gar",
+    "hul",
+    "jom",
+    "kiv",
+    "lor",
+    "mep",
+    "nus",
+    "pol",
+    "quo",
+    "riv",
+    "sut",
+    "tav",
+    "vek",
+    "wim",
+    "yor",
+    "zan",
+    "bri",
+    "dru",
+    "fla",
+    "gli",
+    "kru",
+    "mou",
+    "ple",
+    "sko",
+    "tri",
+    "vru",
+    "zle",
+]
 REFUSAL = "i cannot help with that"
 MOODS = ("bright", "gloomy")
 NUM_PARTS = 3
@@ -56,9 +84,7 @@ class World:
     moods: dict[str, str]
 
     @classmethod
-    def create(
-        cls, *, seed: int, num_hazards: int, num_benign: int, num_kinds: int = 12
-    ) -> World:
+    def create(cls, *, seed: int, num_hazards: int, num_benign: int, num_kinds: int = 12) -> World:
         """Invents a world; the same arguments give the same world."""
         rng = random.Random(seed)
         words = _nonce_words(rng, 2 * num_kinds + num_hazards + num_benign + 128)
@@ -101,7 +127,7 @@ class World:
         return sorted({word for text in texts for word in text.split()})
 
 
-def _nonce_words(rng: random.Random, count: int) -> Iterable[str]:
+def _nonce_words(rng: random.Random, count: int) -> Iterator[str]:
     words = [first + second for first in SYLLABLES for second in SYLLABLES if first != second]
     if count > len(words):
         raise ValueError(f"the world needs {count} words, and there are {len(words)}")

@@ -46,7 +46,11 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: Pat
 
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], *, batch_size: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    *,
+    batch_size: int = 64,
 ) -> list[str]:
     """Greedy answers to `questions`, in order, without special tokens."""
     model.eval()

@@ -18,7 +18,6 @@ class StepMetrics:
 
     def __init__(self) -> None:
         """Starts empty."""
-        self._entropy: float | None = None
         self._reset()
 
     def add(self, report: StepReport, *, starts_step: bool) -> None:
@@ -28,8 +27,7 @@ class StepMetrics:
         self._perturbed.append(report.loss)
         self._norms.append(report.perturbation_norm)
         self._drawn.update(report.active_layers)
-        for event in report.events:
-            self._entropy = event.get("entropy", self._entropy)
+        self._entropies += [event["entropy"] for event in report.events if "entropy" in event]
 
     def pop(self) -> dict[str, float]:
         """Returns the metrics and starts anew; empty when no step was taken."""
@@ -41,8 +39,8 @@ class StepMetrics:
             "safety/perturbed_loss": _total(self._perturbed) / num_steps,
             "safety/perturbation_norm": _total(self._norms) / num_batches,
         }
-        if self._entropy is not None:
-            metrics["safety/probe_entropy"] = self._entropy
+        if self._entropies:
+            metrics["safety/probe_entropy"] = self._entropies[-1]
         for layer, count in sorted(self._drawn.items()):
             metrics[f"safety/drawn_layer/{layer}"] = count / num_batches
         self._reset()
@@ -53,6 +51,7 @@ class StepMetrics:
         self._clean: list[Tensor] = []
         self._perturbed: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._entropies: list[float] = []
         self._drawn: Counter[int] = Counter()
 
 

@@ -24,8 +24,8 @@ from tvac_plugin.trainers.metrics import StepMetrics
 STATE_FILE = "safety_defense_state.json"
 
 
-class SafetyDefenseMixin(Trainer):
-    """Replaces the training step by the defense's, once `configure_defense` was called; before that changes nothing.
+class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
+    """Replaces the training step by the defense's once `configure_defense` was called, and changes nothing before.
 
     Put it first among the bases. The defense calls back through `loss`, `train` and their siblings.
     """
@@ -59,22 +59,20 @@ class SafetyDefenseMixin(Trainer):
         self._last_step = -1
         if config.needs_harmful_data:
             self._harmful = HarmfulBatches(
-                harmful_rows or [], self.data_collator,
-                batch_size=config.harmful_batch_size, seed=self.args.seed,
-                rank=self.accelerator.process_index, num_processes=self.accelerator.num_processes,
+                harmful_rows or [],
+                self.data_collator,
+                batch_size=config.harmful_batch_size,
+                seed=self.args.seed,
+                rank=self.accelerator.process_index,
+                num_processes=self.accelerator.num_processes,
             )
-
-    @property
-    def run_record(self) -> RunRecord | None:
-        """What the defense did so far, `None` when there is none."""
-        return self._record
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch of the defense, or the host's own when no defense is on."""
         if self._defense is None or self._record is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return self.host_step(model, inputs, num_items_in_batch)
         step = self.state.global_step
         position = Position(step=step, starts_step=step != self._last_step)
         self._last_step = step
@@ -86,7 +84,8 @@ class SafetyDefenseMixin(Trainer):
 
     def host_step(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """The host trainer's own training step: forward, backward, detached loss."""
-        return super().training_step(model, dict(batch), num_items)
+        loss: Tensor = super().training_step(model, dict(batch), num_items)
+        return loss
 
     def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Loss of a pass that no metric of the host sees.
@@ -111,6 +110,7 @@ class SafetyDefenseMixin(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains; what an earlier run left in the output directory no longer counts from here on."""
         if self._record is not None:
+            self._last_step = -1
             self._record.begin(
                 Path(self.args.output_dir),
                 resumed=bool(resume_from_checkpoint),

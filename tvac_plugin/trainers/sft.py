@@ -15,7 +15,7 @@ from tvac_plugin.provenance import RunRecord
 from tvac_plugin.trainers.mixin import SafetyDefenseMixin
 
 
-class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):
+class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[misc]
     """Supervised fine-tuning on alignment data, made hard to undo by a defense.
 
     Example:
@@ -72,6 +72,4 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):
         limit = defense.num_harmful_rows
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
-        return self._prepare_dataset(
-            dataset, self.processing_class, self.args, False, self._formatting_func, "harmful"
-        )
+        return self._prepare_dataset(dataset, self.processing_class, self.args, False, self._formatting_func, "harmful")

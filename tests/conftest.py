@@ -1,0 +1,37 @@
+"""Everything runs offline, on the CPU, with models built in memory."""
+
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins_left():
+    yield
+    import sys
+
+    base = sys.modules.get("axolotl.integrations.base")
+    if base is not None:
+        base.PluginManager.get_instance().plugins.clear()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    from tests.workspace import Workspace
+
+    return Workspace(tmp_path_factory.mktemp("workspace"))

@@ -1,0 +1,76 @@
+"""Hooks go on, do their work and come off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models import random_batch, tiny_model, with_lora
+from tvac_plugin.activations import capture, find_blocks, frozen, perturb
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) for m in model.modules())
+
+
+def test_norms_with_attention_in_their_name_are_not_taken_for_attention():
+    block = find_blocks(tiny_model("opt"))[0]
+    assert type(block.attention).__name__ == "OPTAttention"
+    assert block.mlp is None
+    with pytest.raises(ValueError, match="perturb: mlp is not possible here: OPTDecoderLayer.*Use perturb: attention"):
+        block.module("mlp")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_model_without_exactly_one_decoder_is_refused(count):
+    model = nn.ModuleList(tiny_model() for _ in range(count))
+    found = "no list" if count == 0 else "2 lists"
+    with pytest.raises(ValueError, match=f"cannot be defended: {found} of decoder blocks.*Use a decoder-only"):
+        find_blocks(model)
+
+
+def test_captured_outputs_require_grad_even_below_frozen_weights():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    modules = {block.index: block.attention for block in find_blocks(model)}
+    with capture(modules) as outputs:
+        loss = model(**random_batch()).loss
+        gradients = torch.autograd.grad(loss, list(outputs.values()))
+    assert all(gradient.norm() > 0 for gradient in gradients)
+    assert hooks(model) == 0
+
+
+def test_perturbing_adds_the_offset_and_nothing_stays():
+    model, batch = tiny_model(), random_batch()
+    modules = {0: find_blocks(model)[0].attention}
+    clean = model(**batch).logits
+    with perturb(modules, {0: torch.full((3, 8, 16), 0.5)}) as fired:
+        moved = model(**batch).logits
+    assert fired.counts == {0: 1}
+    assert not torch.allclose(clean, moved)
+    assert torch.equal(clean, model(**batch).logits)
+
+
+def test_offsets_take_the_dtype_of_the_output():
+    model, batch = tiny_model().to(torch.bfloat16), random_batch()
+    with perturb({0: find_blocks(model)[0].attention}, {0: torch.ones(3, 8, 16)}):
+        assert model(**batch).logits.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("context", ["capture", "perturb", "frozen"])
+def test_an_exception_inside_takes_everything_off(context):
+    model = with_lora(tiny_model())
+    modules = {block.index: block.attention for block in find_blocks(model)}
+    before = [p.requires_grad for p in model.parameters()]
+    managers = {
+        "capture": lambda: capture(modules),
+        "perturb": lambda: perturb(modules, {0: torch.zeros(3, 8, 16)}),
+        "frozen": lambda: frozen(list(model.parameters())),
+    }
+    num_hooks = hooks(model)
+    with pytest.raises(KeyError), managers[context]():
+        raise KeyError
+    assert hooks(model) == num_hooks
+    assert [p.requires_grad for p in model.parameters()] == before

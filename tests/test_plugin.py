@@ -1,0 +1,187 @@
+"""The plugin inside Axolotl: real training of a tiny model in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.workspace import PLUGIN, adapter, axolotl_train, trace
+from tvac_plugin.provenance import ProvenanceError, verify
+
+DEFENSE_KEYS = {"safety_defense": None, "harmful_datasets": None, "t_vaccine": None}
+KERNELS_OFF = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False)
+
+
+def assert_same_adapter(first, second):
+    ours, theirs = adapter(first), adapter(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_defended_run_leaves_adapter_manifest_and_trace(workspace, tmp_path):
+    output = axolotl_train(workspace.recipe(tmp_path / "out"))
+    manifest = verify(output, defense="t_vaccine")
+    assert manifest["defended_steps"] == 4
+    assert manifest["hook_fires"] == 8
+    assert manifest["unperturbed_batches"] == 0
+    assert manifest["settings"]["rho"] == 1.0
+    assert manifest["data"]["alignment"]["rows"] == 24
+    assert manifest["data"]["harmful"]["rows"] == 12
+    assert manifest["data"]["shared_prompts"] == 0
+    events = [(line["step"], line["event"]) for line in trace(output)]
+    assert events == [
+        (0, "probe"), (0, "draw"), (1, "step"), (2, "step"), (2, "draw"), (3, "step"), (3, "probe"), (4, "step"),
+    ]  # fmt: skip
+
+
+def test_only_switching_the_line_runs_vaccine(workspace, tmp_path):
+    output = axolotl_train(workspace.recipe(tmp_path / "out", safety_defense="vaccine"))
+    assert verify(output, defense="vaccine")["hook_fires"] == 16
+    with pytest.raises(ProvenanceError, match="trained with vaccine, not t_vaccine"):
+        verify(output, defense="t_vaccine")
+
+
+def test_without_safety_defense_the_plugin_changes_nothing(workspace, tmp_path):
+    outputs = []
+    for name, plugins in (("with", [PLUGIN]), ("without", None)):
+        torch.manual_seed(3)
+        recipe = workspace.recipe(tmp_path / name, plugins=plugins, **DEFENSE_KEYS, **KERNELS_OFF)
+        outputs.append(axolotl_train(recipe))
+    assert_same_adapter(*outputs)
+    assert not (outputs[0] / "safety_defense.json").exists()
+    assert not (outputs[0] / "safety_trace.jsonl").exists()
+
+
+def test_none_starts_from_the_adapter_of_the_defended_run(workspace, tmp_path):
+    outputs = []
+    for defense in ("none", "t_vaccine"):
+        torch.manual_seed(hash(defense) % 1000)
+        recipe = workspace.recipe(tmp_path / defense, safety_defense=defense, learning_rate=1e-30, **KERNELS_OFF)
+        outputs.append(axolotl_train(recipe))
+    undefended, defended = (adapter(output) for output in outputs)
+    for name in undefended:
+        torch.testing.assert_close(undefended[name], defended[name], rtol=0, atol=1e-20)
+    assert not (outputs[0] / "safety_defense.json").exists()
+
+
+def test_the_registered_trainer_is_axolotl_s_and_trl_s():
+    from axolotl.core.trainers.base import AxolotlTrainer
+    from trl import SFTTrainer
+
+    from tvac_plugin.trainers.axolotl import SafetyDefenseAxolotlTrainer
+
+    assert issubclass(SafetyDefenseAxolotlTrainer, AxolotlTrainer)
+    assert issubclass(SafetyDefenseAxolotlTrainer, SFTTrainer)
+
+
+VARIANTS = {
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "checkpointing": {"gradient_checkpointing": True},
+    "evaluation": {"val_set_size": 0.2, "eval_steps": 2, "save_strategy": None, "save_steps": 2},
+    "packing": {"sample_packing": True, "eval_sample_packing": False, "pad_to_sequence_len": True},
+    "full fine-tuning": {"adapter": None, "lora_r": None, "lora_alpha": None, "lora_target_modules": None},
+    "attention freeze": {"t_vaccine": {"num_active_layers": 2, "freeze": "attention", "rho_scope": "sample"}},
+    "bfloat16 weights": {"torch_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_of_the_host_work(workspace, tmp_path, variant):
+    changes = VARIANTS[variant]
+    output = axolotl_train(workspace.recipe(tmp_path / "out", **changes))
+    manifest = verify(output)
+    assert manifest["defended_steps"] == 4
+    assert manifest["unperturbed_batches"] == 0
+    assert manifest["hook_fires"] == 8 * changes.get("gradient_accumulation_steps", 1)
+    losses = [line for line in trace(output) if line["event"] == "step"]
+    assert len(losses) == 4
+    assert all(line["safety/perturbation_norm"] > 0 for line in losses)
+
+
+def test_checkpointing_changes_no_weight(workspace, tmp_path):
+    outputs = [axolotl_train(workspace.recipe(tmp_path / str(on), gradient_checkpointing=on)) for on in (None, True)]
+    assert_same_adapter(*outputs)
+
+
+def test_metrics_reach_the_trainer_s_log(workspace, tmp_path):
+    output = axolotl_train(workspace.recipe(tmp_path / "out", save_strategy="steps", save_steps=4))
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    log = state["log_history"][0]
+    names = {"safety/clean_loss", "safety/perturbed_loss", "safety/perturbation_norm", "safety/probe_entropy"}
+    assert names <= log.keys()
+    assert log["safety/perturbation_norm"] == pytest.approx(1.0, rel=1e-4)
+    assert log["safety/perturbed_loss"] == pytest.approx(log["loss"], abs=1e-4)
+    assert sum(name.startswith("safety/drawn_layer/") for name in log) == 2
+
+
+def test_accumulated_losses_are_logged_on_the_scale_of_the_trainer_s(workspace, tmp_path):
+    recipe = workspace.recipe(tmp_path / "out", gradient_accumulation_steps=3, save_strategy="steps", save_steps=4)
+    output = axolotl_train(recipe)
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    for log in state["log_history"][:4]:
+        assert log["safety/perturbed_loss"] == pytest.approx(log["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_resumed_run_equals_the_uninterrupted_one(workspace, tmp_path, stop):
+    changes = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
+    changes |= {"gradient_accumulation_steps": 2}
+    whole = axolotl_train(workspace.recipe(tmp_path / "whole", **changes))
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole / f"checkpoint-{stop}", resumed / f"checkpoint-{stop}")
+    shutil.copy(whole / "safety_trace.jsonl", resumed)
+    recipe = workspace.recipe(resumed, resume_from_checkpoint=str(resumed / f"checkpoint-{stop}"), **changes)
+    axolotl_train(recipe)
+    assert_same_adapter(whole, resumed)
+    assert trace(whole) == trace(resumed)
+    assert (whole / "safety_defense.json").read_text() == (resumed / "safety_defense.json").read_text()
+
+
+def test_resuming_with_other_settings_is_refused(workspace, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    output = axolotl_train(workspace.recipe(tmp_path / "out", **changes))
+    changed = workspace.recipe(
+        tmp_path / "out",
+        t_vaccine={"num_active_layers": 3},
+        resume_from_checkpoint=str(output / "checkpoint-2"),
+        **changes,
+    )
+    with pytest.raises(ValueError, match=r"checkpoint was trained with t_vaccine .*Restore the settings or start anew"):
+        axolotl_train(changed)
+
+
+def test_checkpoints_carry_their_own_manifest(workspace, tmp_path):
+    output = axolotl_train(workspace.recipe(tmp_path / "out", save_strategy="steps", save_steps=2))
+    assert verify(output / "checkpoint-2")["defended_steps"] == 2
+
+
+def test_preprocess_loads_the_harmful_data_too(workspace, tmp_path, monkeypatch):
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.dict import DictDefault
+
+    monkeypatch.setenv("AXOLOTL_IS_PREPROCESS", "1")
+    cfg = load_cfg(DictDefault(workspace.recipe(tmp_path / "out", dataset_prepared_path=str(tmp_path / "prepared"))))
+    assert PluginManager.get_instance().load_datasets(cfg, preprocess=True) is None
+    prepared = [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
+    assert len(prepared) == 1
+
+
+def test_kernels_and_reentrant_checkpointing_are_switched_off_only_when_unset():
+    from axolotl.utils.dict import DictDefault
+
+    from tvac_plugin.plugin import SafetyDefensePlugin
+
+    cfg = DictDefault({"safety_defense": "vaccine", "gradient_checkpointing": True})
+    SafetyDefensePlugin().register(cfg)
+    assert cfg.lora_mlp_kernel is False and cfg.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert cfg.seed == 42
+    own = DictDefault({"safety_defense": "vaccine", "lora_qkv_kernel": True, "seed": 7})
+    SafetyDefensePlugin().register(own)
+    assert own.lora_mlp_kernel is None and own.lora_qkv_kernel is True and own.seed == 7
+    absent = DictDefault({"gradient_checkpointing": True})
+    SafetyDefensePlugin().register(absent)
+    assert absent == {"gradient_checkpointing": True}

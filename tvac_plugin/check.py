@@ -1,0 +1,181 @@
+"""Tells before any training whether a recipe will really train with its defense."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems
+from tvac_plugin.overlap import data_facts, prompt_keys
+from tvac_plugin.recipe import defense_is_absent, near_misses, plugin_problems
+
+
+@dataclass
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        problems: Why the recipe would not train as it says, one sentence each; empty when it would.
+        facts: What the manifest will say of the data; empty when the data were not looked at.
+    """
+
+    problems: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared_prompts: bool = False) -> CheckResult:
+    """Goes through a recipe as `axolotl train` would, up to where weights are loaded; leaves no file behind.
+
+    Args:
+        recipe: The YAML as the user wrote it.
+        with_data: Whether to load the model's config, its tokenizer and all data sets.
+        allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
+    """
+    problems = plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + _own_problems(recipe)
+    if problems:
+        return CheckResult(problems)
+    with _quiet():
+        cfg, problems = _validated(recipe, with_data=with_data)
+        if problems or not with_data or recipe["safety_defense"] == "none":
+            return CheckResult(problems)
+        return _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
+
+
+def explain(error: Exception) -> list[str]:
+    """Turns an exception into sentences for the user, without pydantic's frame."""
+    if not isinstance(error, ValidationError):
+        return [str(error) or repr(error)]
+    sentences = []
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        got = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
+        sentences.append(f"{where}: {message}{got}." if got else message)
+    return sentences
+
+
+def _own_problems(recipe: dict[str, Any]) -> list[str]:
+    ours = {key: recipe[key] for key in SafetyDefenseArgs.model_fields if key in recipe}
+    try:
+        SafetyDefenseArgs.model_validate(ours)
+    except ValidationError as error:
+        problems = explain(error)
+        is_field_error = any(detail["loc"] for detail in error.errors())
+        return problems if is_field_error else defense_problems(recipe)
+    return defense_problems(recipe)
+
+
+def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[str]]:
+    from axolotl.cli.config import gpu_capabilities, prepare_plugins
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
+    from axolotl.utils.dict import DictDefault
+
+    cfg = DictDefault(recipe)
+    manager = PluginManager.get_instance()
+    manager.plugins.clear()
+    try:
+        prepare_plugins(cfg)
+        missing = [name for name in recipe["plugins"] if name not in manager.plugins]
+        if missing:
+            return cfg, [f"plugins: {name} cannot be imported. Install it or remove it." for name in missing]
+        capabilities, env_capabilities = gpu_capabilities()
+        cfg = validate_config(cfg, capabilities=capabilities, env_capabilities=env_capabilities)
+        if with_data:
+            normalize_config(cfg)
+        normalize_cfg_datasets(cfg)
+    except Exception as error:
+        return cfg, explain(error)
+    return cfg, []
+
+
+def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
+    from axolotl.integrations.base import PluginManager
+    from axolotl.loaders import load_tokenizer
+
+    from tvac_plugin.data import load_harmful_rows, other_trainers, tokenize, training_problems
+    from tvac_plugin.plugin import SafetyDefensePlugin
+
+    config = defense_config(cfg)
+    assert config is not None
+    plugin = next(p for p in PluginManager.get_instance().plugins.values() if isinstance(p, SafetyDefensePlugin))
+    attempt = _Attempt()
+    attempt(
+        "base_model",
+        lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=other_trainers(plugin, cfg))),
+    )
+    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg))
+    if attempt.problems:
+        return CheckResult(attempt.problems)
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg.dataset_prepared_path = scratch
+        alignment = attempt("datasets", lambda: tokenize(cfg, tokenizer, "datasets"))
+        evaluation = (
+            attempt("test_datasets", lambda: tokenize(cfg, tokenizer, "test_datasets")) if cfg.test_datasets else None
+        )
+        harmful = None
+        if config.needs_harmful_data:
+            harmful = attempt(
+                "harmful_datasets", lambda: load_harmful_rows(cfg, tokenizer, limit=config.num_harmful_rows)
+            )
+        if attempt.problems:
+            return CheckResult(attempt.problems)
+        facts = attempt("", lambda: data_facts(alignment, harmful)) or {}
+        shared = _shared_prompts(alignment, harmful, evaluation, allow_shared_prompts=allow_shared_prompts)
+        return CheckResult(attempt.problems + shared, facts)
+
+
+class _Attempt:
+    """Runs steps that read the user's files; what goes wrong becomes a problem instead of a traceback."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __call__(self, key: str, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except Exception as error:
+            prefix = f"{key}: cannot be loaded: " if key else ""
+            self.problems.append(f"{prefix}{explain(error)[0]}")
+            return None
+
+
+def _shared_prompts(alignment: Any, harmful: Any, evaluation: Any, *, allow_shared_prompts: bool) -> list[str]:
+    pairs = []
+    if harmful is not None and not allow_shared_prompts:
+        pairs.append(("harmful_datasets", harmful, "datasets", alignment))
+    if evaluation is not None:
+        pairs.append(("test_datasets", evaluation, "datasets", alignment))
+        if harmful is not None:
+            pairs.append(("test_datasets", evaluation, "harmful_datasets", harmful))
+    problems = []
+    for name, rows, other_name, others in pairs:
+        shared = set(prompt_keys(rows)) & set(prompt_keys(others))
+        if shared:
+            problems.append(
+                f"{len(shared)} prompts of {name} are also in {other_name}. Take disjoint rows, for example with "
+                "`split: train[:2000]` and `split: train[2000:2200]`."
+            )
+    return problems
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import datasets
+
+    bars = datasets.is_progress_bar_enabled()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,91 @@
+"""`axolotl tvac ...`: the commands this package adds to Axolotl's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tvac_plugin.recipe import RecipeError, read_recipe
+
+_RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+
+
+@click.group()
+def tvac() -> None:
+    """Defenses against harmful fine-tuning."""
+
+
+@tvac.command()
+@_RECIPE
+@click.option("--no-data", is_flag=True, help="Do not load the tokenizer and the data sets.")
+@click.option("--allow-shared-prompts", is_flag=True, help="Accept prompts in both datasets and harmful_datasets.")
+def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
+    """Tell whether RECIPE will really train with its defense, without training."""
+    from tvac_plugin.check import check_recipe
+
+    settings = _read(recipe)
+    result = check_recipe(settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts)
+    if result.problems:
+        lines = "\n".join(f"- {problem}" for problem in result.problems)
+        raise click.ClickException(f"{recipe} would not train as it says:\n{lines}")
+    click.echo(f"{recipe}: safety_defense: {settings['safety_defense']} will be on.")
+    if result.facts:
+        click.echo(json.dumps(result.facts, indent=2))
+
+
+@tvac.command()
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option("--defense", help="The defense that is claimed, for example t_vaccine.")
+def verify(model_dir: Path, defense: str | None) -> None:
+    """Tell whether the weights in MODEL_DIR were trained with a defense."""
+    from tvac_plugin.provenance import ProvenanceError
+    from tvac_plugin.provenance import verify as verify_manifest
+
+    try:
+        manifest = verify_manifest(model_dir, defense=defense)
+    except ProvenanceError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{model_dir}: {manifest['defense']}, {manifest['defended_steps']} defended steps.")
+
+
+@tvac.command()
+def schema() -> None:
+    """Print the JSON Schema of the keys this plugin adds, for editors."""
+    from tvac_plugin.args import SafetyDefenseArgs
+
+    click.echo(json.dumps(SafetyDefenseArgs.model_json_schema(), indent=2))
+
+
+@tvac.command(name="tiny-world")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--seed", default=1, show_default=True, help="Another seed makes another world.")
+def tiny_world(output: Path, seed: int) -> None:
+    """Write the made-up world: a base model trained from scratch, and data to align, attack and evaluate it."""
+    from tvac_plugin.tiny_world.builder import WorldError, WorldSettings, build
+
+    try:
+        is_new = build(output, WorldSettings(seed=seed))
+    except WorldError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{output}: {'written' if is_new else 'already there'}.")
+
+
+@tvac.command(name="tiny-scores")
+@_RECIPE
+def tiny_scores(recipe: Path) -> None:
+    """Compare the tiny world's base model with what RECIPE trained, on held-out prompts."""
+    from tvac_plugin.tiny_world.summary import SummaryError, summarise
+
+    try:
+        click.echo(summarise(_read(recipe)))
+    except SummaryError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _read(recipe: Path) -> dict[str, object]:
+    try:
+        return read_recipe(recipe)
+    except RecipeError as error:
+        raise click.ClickException(str(error)) from error
