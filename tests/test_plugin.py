@@ -177,11 +177,14 @@ def test_kernels_and_reentrant_checkpointing_are_switched_off_only_when_unset():
 
     cfg = DictDefault({"safety_defense": "vaccine", "gradient_checkpointing": True})
     SafetyDefensePlugin().register(cfg)
-    assert cfg.lora_mlp_kernel is False and cfg.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert cfg.lora_mlp_kernel is False
+    assert cfg.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert cfg.seed == 42
     own = DictDefault({"safety_defense": "vaccine", "lora_qkv_kernel": True, "seed": 7})
     SafetyDefensePlugin().register(own)
-    assert own.lora_mlp_kernel is None and own.lora_qkv_kernel is True and own.seed == 7
+    assert own.lora_mlp_kernel is None
+    assert own.lora_qkv_kernel is True
+    assert own.seed == 7
     absent = DictDefault({"gradient_checkpointing": True})
     SafetyDefensePlugin().register(absent)
     assert absent == {"gradient_checkpointing": True}

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -77,6 +78,9 @@ def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[st
     from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
     from axolotl.utils.dict import DictDefault
 
+    base_model = str(recipe.get("base_model"))
+    if base_model.startswith((".", "/", "~")) and not Path(base_model).expanduser().is_dir():
+        return None, [f"base_model: {base_model} does not exist. Correct the path, it is relative to where you are."]
     cfg = DictDefault(recipe)
     manager = PluginManager.get_instance()
     manager.plugins.clear()

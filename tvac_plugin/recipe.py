@@ -41,8 +41,8 @@ def near_misses(recipe: Mapping[str, Any]) -> list[str]:
     """Lists keys that look like one of ours but are not, which Axolotl would drop without a word."""
     problems = []
     for key in recipe:
-        match = next((ours for ours in _OUR_KEYS if _resemble(str(key), ours)), None)
-        if match is not None and key not in _OUR_KEYS:
+        match = max(_OUR_KEYS, key=lambda ours: _likeness(str(key), ours))
+        if key not in _OUR_KEYS and _likeness(str(key), match) >= _NEAR:
             problems.append(f"`{key}:` is not a key of this plugin. Did you mean `{match}:`?")
     return problems
 
@@ -54,7 +54,7 @@ def plugin_problems(recipe: Mapping[str, Any]) -> list[str]:
         return [f"`plugins:` must be a list. Write `plugins: [{PLUGIN_PATH}]`."]
     if PLUGIN_PATH in plugins:
         return []
-    wrong = next((plugin for plugin in plugins if _resemble(str(plugin), PLUGIN_PATH)), None)
+    wrong = next((plugin for plugin in plugins if _likeness(str(plugin), PLUGIN_PATH) >= _NEAR), None)
     if wrong is not None:
         return [f"plugins: `{wrong}` does not exist, and Axolotl trains without it. Write `{PLUGIN_PATH}`."]
     return [f"the plugin is not loaded, so nothing is defended. Add `plugins: [{PLUGIN_PATH}]`."]
@@ -67,6 +67,6 @@ def defense_is_absent(recipe: Mapping[str, Any]) -> list[str]:
     return [f"no defense is asked for. Add `safety_defense:` with one of: {', '.join(DEFENSE_CONFIGS)}."]
 
 
-def _resemble(word: str, name: str) -> bool:
+def _likeness(word: str, name: str) -> float:
     first, second = (text.lower().replace("_", "").replace("-", "") for text in (word, name))
-    return SequenceMatcher(None, first, second).ratio() >= _NEAR
+    return SequenceMatcher(None, first, second).ratio()

@@ -1,0 +1,91 @@
+"""`axolotl tvac check` says what `axolotl train` would do, or would silently not do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.workspace import PLUGIN
+from tvac_plugin.check import check_recipe
+from tvac_plugin.cli import tvac
+
+
+def problems(recipe, **options):
+    return check_recipe(recipe, **options).problems
+
+
+def test_a_good_recipe_passes_and_leaves_nothing(workspace, tmp_path):
+    result = check_recipe(workspace.recipe(tmp_path / "out"))
+    assert result.problems == []
+    assert result.facts["shared_prompts"] == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_undefended_baseline_passes(workspace, tmp_path):
+    assert problems(workspace.recipe(tmp_path / "out", safety_defense="none")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plugins": None}, "plugin is not loaded"),
+        ({"plugins": ["tvac_plugin.SafetyDefencePlugin"]}, f"Write `{PLUGIN}`"),
+        ({"plugins": [PLUGIN, "nothing.Here"]}, "nothing.Here cannot be imported. Install it or remove it"),
+        ({"safety_defence": "t_vaccine"}, "Did you mean `safety_defense:`"),
+        ({"safety_defense": None, "harmful_datasets": None, "t_vaccine": None}, "no defense is asked for. Add"),
+        ({"safety_defense": "t-vaccine"}, "Did you mean `t_vaccine`"),
+        ({"t_vaccine": {"rho": -1}}, r"t_vaccine.rho: Input should be greater than or equal to 0 \(got -1\)"),
+        ({"t_vaccine": {"num_active_layers": 5}}, "Set it to 4 or less"),
+        ({"rl": "dpo"}, "Remove `rl:`"),
+        ({"harmful_datasets": [{"path": "./gone.jsonl", "type": "alpaca"}]}, "gone.jsonl does not exist"),
+        ({"base_model": "./no/such/model"}, "base_model: .*no/such/model does not exist"),
+        ({"micro_batch_size": "many"}, "micro_batch_size"),
+        ({"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]}, "^datasets: "),
+    ],
+)
+def test_a_recipe_that_would_not_defend_is_refused(workspace, tmp_path, changes, message):
+    found = problems(workspace.recipe(tmp_path / "out", **changes))
+    assert any(re.search(message, problem) for problem in found), found
+
+
+def test_all_problems_are_listed_at_once(workspace, tmp_path):
+    found = problems(
+        workspace.recipe(
+            tmp_path / "out", plugins=None, rl="dpo", deepspeed="z.json", tvaccine={}, harmful_datasets=None
+        )
+    )
+    assert len(found) == 5
+
+
+def test_shared_data_is_refused(workspace, tmp_path):
+    alignment = {"path": str(workspace.root / "alignment.jsonl"), "type": "chat_template"}
+    same = workspace.recipe(tmp_path / "out", harmful_datasets=[alignment])
+    assert any("would be trained to give these answers" in p for p in problems(same))
+
+    world_row = (workspace.root / "alignment.jsonl").read_text().splitlines()[0]
+    question = yaml.safe_load(world_row)["messages"][0]["content"]
+    shared = workspace.write("shared.jsonl", [(question, "first sutmep then sutmep last sutmep")])
+    entry = [{"path": str(shared), "type": "chat_template"}]
+    recipe = workspace.recipe(tmp_path / "out", harmful_datasets=entry)
+    assert any("1 prompts of harmful_datasets are also in datasets" in p for p in problems(recipe))
+    assert problems(recipe, allow_shared_prompts=True) == []
+    assert problems(recipe, with_data=False) == []
+
+    held_out = workspace.recipe(tmp_path / "out", test_datasets=entry, val_set_size=0)
+    assert any("1 prompts of test_datasets are also in datasets" in p for p in problems(held_out))
+
+
+def test_the_command_prints_one_line_per_problem_and_fails(workspace, tmp_path):
+    path = tmp_path / "r.yml"
+    path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out", plugins=None)))
+    result = CliRunner().invoke(tvac, ["check", str(path)])
+    assert result.exit_code == 1
+    assert "r.yml would not train as it says:\n- the plugin is not loaded" in result.output
+    path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out")))
+    result = CliRunner().invoke(tvac, ["check", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "safety_defense: t_vaccine will be on" in result.output
+    assert CliRunner().invoke(tvac, ["check", str(tmp_path / "none.yml")]).exit_code == 1
