@@ -1,0 +1,40 @@
+# Every target makes the virtual environment itself when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export AXOLOTL_DO_NOT_TRACK ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test slow check docs clean
+
+demo: $(READY)  ## Align the tiny world's model with T-Vaccine and score it
+	$(BIN)/axolotl tvac tiny-world --output outputs/tiny_world
+	$(BIN)/axolotl tvac check recipes/tvaccine_tiny.yml
+	$(BIN)/axolotl train recipes/tvaccine_tiny.yml
+	$(BIN)/axolotl tvac tiny-scores recipes/tvaccine_tiny.yml
+
+test: $(READY)  ## The default tests: offline, no GPU
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## Tests that start the real commands, minutes each
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## Lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)  ## Write the generated reference pages
+	$(BIN)/python docs/generate.py
+
+clean:  ## Remove what the demo and the tests wrote
+	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[axolotl,dev]'
+	touch $(READY)

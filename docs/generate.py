@@ -1,0 +1,57 @@
+"""Writes the reference pages that are made from the code: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
+from tvac_plugin.compat import REFUSALS
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def settings_page() -> str:
+    """All recipe keys with type, bounds and description."""
+    parts = [
+        "# Recipe keys\n\nWhat the plugin adds to an Axolotl recipe. Unknown keys inside a block, and keys that look "
+        "like one of these, are refused.\nThis page is written by `make docs`.\n",
+        _table(SafetyDefenseArgs.model_json_schema()["properties"], skip=DEFENSE_CONFIGS),
+    ]
+    for name, config in DEFENSE_CONFIGS.items():
+        parts.append(f"\n## `{name}:`\n\n{config.__doc__}\n\n{_table(config.model_json_schema()['properties'])}")
+    return "\n".join(parts)
+
+
+def refusals_page() -> str:
+    """The table of refused combinations."""
+    rows = "\n".join(f"| `{refusal.key}` | {refusal.reason} |" for refusal in REFUSALS)
+    return (
+        "# Refused combinations\n\nSettings of Axolotl that no defense can be combined with. `axolotl train` and "
+        "`axolotl tvac check` refuse them before\nanything is loaded, all in one message. With `safety_defense: none`, "
+        "or without the key, nothing is refused.\nThis page is written by `make docs`.\n\n"
+        f"| key | why, and what to do |\n|---|---|\n{rows}\n"
+    )
+
+
+def _table(properties: dict[str, Any], *, skip: Any = ()) -> str:
+    rows = [
+        f"| `{name}` | {_kind(schema)} | {schema['description']} |"
+        for name, schema in properties.items()
+        if name not in skip
+    ]
+    return "| key | type | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        schema = next(option for option in schema["anyOf"] if option != {"type": "null"})
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    bounds = [f"{schema[key]:,}" for key in ("minimum", "maximum") if key in schema]
+    return f"{schema.get('type', 'block')} {' to '.join(bounds)}".strip()
+
+
+if __name__ == "__main__":
+    (REFERENCE / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (REFERENCE / "refused-combinations.md").write_text(refusals_page(), encoding="utf-8")

@@ -1,0 +1,73 @@
+"""The docs say what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tvac_plugin
+from tvac_plugin.args import SafetyDefenseArgs
+from tvac_plugin.cli import tvac
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current():
+    pages = generator()
+    assert (pages.REFERENCE / "settings.md").read_text() == pages.settings_page(), "run `make docs`"
+    assert (pages.REFERENCE / "refused-combinations.md").read_text() == pages.refusals_page(), "run `make docs`"
+
+
+def blocks():
+    for page in PAGES:
+        for number, block in enumerate(
+            re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+        ):
+            yield pytest.param(block, id=f"{page.name}-{number}")
+
+
+@pytest.mark.parametrize("block", blocks())
+def test_every_yaml_block_is_accepted_by_the_schema(block):
+    recipe = yaml.safe_load(block)
+    ours = {key: value for key, value in recipe.items() if key in SafetyDefenseArgs.model_fields}
+    assert SafetyDefenseArgs.model_validate(ours).safety_defense
+    assert recipe.keys() <= {"plugins", *SafetyDefenseArgs.model_fields}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["check", "verify", "tiny-world"])
+def test_commands_in_the_docs_exist(name):
+    assert f"axolotl tvac {name}" in TEXT
+    assert name in tvac.commands
+
+
+def test_public_names_and_metrics_are_documented():
+    for name in tvac_plugin.__all__:
+        if name != "VaccineConfig":
+            assert name in TEXT, name
+    source = (ROOT / "tvac_plugin" / "trainers" / "metrics.py").read_text()
+    for metric in set(re.findall(r'"(safety/\w+)"', source)) | {"safety/drawn_layer"}:
+        assert f"`{metric}" in TEXT, metric
+
+
+def test_a_misspelt_public_name_is_answered_with_the_right_one():
+    with pytest.raises(AttributeError, match=r"Did you mean `SafetyDefensePlugin`\?"):
+        tvac_plugin.SafetyDefencePlugin  # noqa: B018

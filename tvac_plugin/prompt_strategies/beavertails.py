@@ -1,0 +1,49 @@
+"""Rows of BeaverTails with refusals: `prompt`, a harmful `response`, and a `refusal` with the prompt repeated in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from axolotl.prompt_tokenizers import InstructionPromptTokenizingStrategy
+from axolotl.prompters import AlpacaPrompter
+from axolotl.utils.dict import DictDefault
+from transformers import PreTrainedTokenizerBase
+
+_ANSWER = "\nAnswer:"
+
+
+class HarmfulAnswers(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
+    """The prompt with the harmful answer, in the Alpaca format; for probes and simulated attackers."""
+
+    def parse_instruction_fields(self, prompt: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Returns instruction, empty input and the harmful answer.
+
+        Raises:
+            ValueError: The row is marked safe, so its answer is not harmful.
+        """
+        if prompt.get("is_safe"):
+            raise ValueError("a row of the harmful data is marked is_safe: true. Leave safe rows out.")
+        return str(prompt["prompt"]), "", str(prompt["response"])
+
+
+class Refusals(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
+    """The prompt with its refusal, in the Alpaca format; for alignment."""
+
+    def parse_instruction_fields(self, prompt: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Returns instruction, empty input and the refusal without the prompt that is repeated in it.
+
+        Raises:
+            ValueError: The refusal does not have the form "Question: ... Answer: ...".
+        """
+        _, found, refusal = str(prompt["refusal"]).partition(_ANSWER)
+        if not found:
+            raise ValueError("a `refusal` has no 'Answer:' line. Use the corpus with refusals that the recipe names.")
+        return str(prompt["prompt"]), "", refusal.strip()
+
+
+def build(
+    strategy: type[InstructionPromptTokenizingStrategy], tokenizer: PreTrainedTokenizerBase, cfg: DictDefault
+) -> InstructionPromptTokenizingStrategy:
+    """Binds a strategy to a tokenizer and a recipe."""
+    return strategy(AlpacaPrompter(), tokenizer, cfg.train_on_inputs, cfg.sequence_len)
