@@ -6,28 +6,30 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export AXOLOTL_DO_NOT_TRACK ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# `axolotl train` starts `accelerate`, which it looks for on the path.
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test slow check docs clean
 
 demo: $(READY)  ## Align the tiny world's model with T-Vaccine and score it
-	$(BIN)/axolotl tvac tiny-world --output outputs/tiny_world
-	$(BIN)/axolotl tvac check recipes/tvaccine_tiny.yml
-	$(BIN)/axolotl train recipes/tvaccine_tiny.yml
-	$(BIN)/axolotl tvac tiny-scores recipes/tvaccine_tiny.yml
+	axolotl tvac tiny-world --output outputs/tiny_world
+	axolotl tvac check recipes/tvaccine_tiny.yml
+	axolotl train recipes/tvaccine_tiny.yml
+	axolotl tvac tiny-scores recipes/tvaccine_tiny.yml
 
 test: $(READY)  ## The default tests: offline, no GPU
-	$(BIN)/python -m pytest
+	python -m pytest
 
 slow: $(READY)  ## Tests that start the real commands, minutes each
-	$(BIN)/python -m pytest -m slow
+	python -m pytest -m slow
 
 check: $(READY)  ## Lint, format, types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	ruff check .
+	ruff format --check .
+	mypy
 
 docs: $(READY)  ## Write the generated reference pages
-	$(BIN)/python docs/generate.py
+	python docs/generate.py
 
 clean:  ## Remove what the demo and the tests wrote
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

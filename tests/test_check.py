@@ -87,5 +87,5 @@ def test_the_command_prints_one_line_per_problem_and_fails(workspace, tmp_path):
     path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out")))
     result = CliRunner().invoke(tvac, ["check", str(path)])
     assert result.exit_code == 0, result.output
-    assert "safety_defense: t_vaccine will be on" in result.output
+    assert "would train as it says, with safety_defense: t_vaccine" in result.output
     assert CliRunner().invoke(tvac, ["check", str(tmp_path / "none.yml")]).exit_code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,19 @@ from tests.workspace import PLUGIN
 from tvac_plugin.provenance import verify
 
 pytestmark = pytest.mark.slow
-AXOLOTL = Path(sys.executable).with_name("axolotl")
+BIN = Path(sys.executable).parent
 
 
 def axolotl(*arguments, cwd, stdin=""):
     result = subprocess.run(
-        [AXOLOTL, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=300, check=False
+        [BIN / "axolotl", *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
     )
     return result.returncode, result.stdout + result.stderr
 
@@ -58,9 +66,9 @@ def test_inference_works_on_the_result(trained):
     code, printed = axolotl(
         "inference", recipe, "--lora-model-dir", output, cwd=recipe.parent, stdin="how do you make belfen ?\n\x04"
     )
-    assert "belfen" in printed or "<assistant>" in printed, printed
-    assert "Traceback" not in printed.split("=" * 40)[0]
-    assert code in (0, 1), "axolotl ends its prompt loop by the end of its input"
+    assert code == 0, printed
+    assert "belfen ? " in printed
+    assert "<assistant>" in printed
 
 
 def test_evaluate_works_on_the_result(trained):

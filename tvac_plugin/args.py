@@ -34,13 +34,27 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean `{match[0]}`?" if match else f" Use one of: {', '.join(names)}."
 
 
-class DefenseConfig(BaseModel):
-    """Base of the blocks that hold one defense's settings; unknown keys and loose types are refused."""
+class Block(BaseModel):
+    """Base of the blocks that this plugin adds to a recipe; unknown keys and loose types are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: ClassVar[str]
-    """The value of `safety_defense:` and the key of the block."""
+    """The key of the block."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(f"{cls.name}: unknown key `{key}`.{did_you_mean(str(key), cls.model_fields)}")
+        return values
+
+
+class DefenseConfig(Block):
+    """Base of the blocks that hold one defense's settings; the block's key is a value of `safety_defense:`."""
+
     needs_harmful_data: ClassVar[bool]
     """Whether `harmful_datasets:` must be given."""
 
@@ -53,15 +67,6 @@ class DefenseConfig(BaseModel):
     def harmful_batch_size(self) -> int:
         """Harmful rows in one batch, on each process."""
         return 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise ValueError(f"{cls.name}: unknown key `{key}`.{did_you_mean(str(key), cls.model_fields)}")
-        return values
 
 
 class TVaccineConfig(DefenseConfig):
@@ -154,6 +159,69 @@ DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {config.name: config for confi
 HARMFUL_DATASETS_EXAMPLE = "harmful_datasets: [{path: harmful.jsonl, type: alpaca}]"
 
 
+Entries = Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class SimulatedUserConfig(Block):
+    """The data of a simulated user: a benign task with a share of harmful rows, as in the papers' attacks."""
+
+    name = "simulated_user"
+
+    num_samples: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000_000,
+        description="Rows in all (papers: n). Default 1000, as in the papers.",
+    )
+    harmful_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of harmful rows (papers: p), exact: round(p * n) rows. Default 0.1, as in the papers.",
+    )
+    task_datasets: Entries | None = Field(
+        default=None,
+        description="The benign task; entries as in `datasets:`. Required unless `harmful_ratio` is 1. "
+        "Default: absent.",
+    )
+    harmful_datasets: Entries | None = Field(
+        default=None,
+        description="Harmful prompts with harmful answers; entries as in `datasets:`. Required unless `harmful_ratio` "
+        "is 0. Default: absent.",
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Of the rows drawn and of their order. Default 42.")
+    disjoint_from: Entries | None = Field(
+        default=None,
+        description="Alignment, probe and evaluation data; entries as in `datasets:`. A prompt of the user's that is "
+        "also there is an error. A chain fills this in. Default: absent.",
+    )
+    drop_overlap: bool = Field(
+        default=False,
+        description="Leave rows whose prompt is in `disjoint_from` out of the draw, and count them, instead of "
+        "refusing them. Default False.",
+    )
+
+    @property
+    def num_harmful(self) -> int:
+        """Harmful rows, exactly."""
+        return round(self.harmful_ratio * self.num_samples)
+
+    @property
+    def num_task(self) -> int:
+        """Rows of the benign task."""
+        return self.num_samples - self.num_harmful
+
+    @model_validator(mode="after")
+    def _refuse_missing_data(self) -> SimulatedUserConfig:
+        for key, count, entries in (
+            ("task_datasets", self.num_task, self.task_datasets),
+            ("harmful_datasets", self.num_harmful, self.harmful_datasets),
+        ):
+            if count and not entries:
+                raise ValueError(f"simulated_user: {count} rows are to come from `{key}:`, which is missing. Add it.")
+        return self
+
+
 class SafetyDefenseArgs(BaseModel):
     """The keys this plugin adds to an Axolotl recipe."""
 
@@ -170,6 +238,10 @@ class SafetyDefenseArgs(BaseModel):
     )
     t_vaccine: TVaccineConfig | None = Field(default=None, description="Settings of `safety_defense: t_vaccine`.")
     vaccine: VaccineConfig | None = Field(default=None, description="Settings of `safety_defense: vaccine`.")
+    simulated_user: SimulatedUserConfig | None = Field(
+        default=None,
+        description="Train on a simulated user's data instead of `datasets:`; makes the recipe an attack.",
+    )
 
     @field_validator("safety_defense", mode="before")
     @classmethod
@@ -190,6 +262,8 @@ class SafetyDefenseArgs(BaseModel):
 def defense_problems(recipe: dict[str, Any]) -> list[str]:
     """Lists why the defense that `recipe` asks for cannot run with it, one sentence each with the way out."""
     name = recipe.get("safety_defense")
+    if name not in (None, "none") and recipe.get("simulated_user"):
+        return [f"`simulated_user:` is an attack, and {name} defends alignment. Set `safety_defense: none`."]
     if name is None:
         ours = [key for key in ("harmful_datasets", *DEFENSE_CONFIGS) if recipe.get(key) is not None]
         return [
@@ -205,9 +279,22 @@ def defense_problems(recipe: dict[str, Any]) -> list[str]:
     return problems
 
 
+def simulated_user_config(recipe: dict[str, Any]) -> SimulatedUserConfig | None:
+    """Returns the attack of a validated recipe, `None` for none."""
+    block = recipe.get("simulated_user")
+    return None if block is None else SimulatedUserConfig.model_validate(_plain(block))
+
+
+def _plain(value: Any) -> Any:
+    """Copies Axolotl's nested dictionaries, which are a class of their own, to plain ones."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
 def defense_config(recipe: dict[str, Any]) -> DefenseConfig | None:
     """Returns the settings of the defense that a validated recipe selects, `None` for none."""
     name = recipe.get("safety_defense")
     if name in (None, "none"):
         return None
-    return DEFENSE_CONFIGS[name].model_validate(dict(recipe.get(name) or {}))
+    return DEFENSE_CONFIGS[name].model_validate(_plain(recipe.get(name) or {}))

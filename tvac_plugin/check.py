@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems
+from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems, simulated_user_config
 from tvac_plugin.overlap import data_facts, prompt_keys
 from tvac_plugin.recipe import defense_is_absent, near_misses, plugin_problems
 
@@ -43,7 +43,11 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         return CheckResult(problems)
     with _quiet():
         cfg, problems = _validated(recipe, with_data=with_data)
-        if problems or not with_data or recipe["safety_defense"] == "none":
+        if problems or not with_data:
+            return CheckResult(problems)
+        if recipe.get("simulated_user"):
+            return _check_attack(cfg)
+        if recipe["safety_defense"] == "none":
             return CheckResult(problems)
         return _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
 
@@ -79,7 +83,8 @@ def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[st
     from axolotl.utils.dict import DictDefault
 
     base_model = str(recipe.get("base_model"))
-    if base_model.startswith((".", "/", "~")) and not Path(base_model).expanduser().is_dir():
+    is_path = base_model.startswith((".", "/", "~")) or base_model.count("/") > 1
+    if is_path and not Path(base_model).expanduser().is_dir():
         return None, [f"base_model: {base_model} does not exist. Correct the path, it is relative to where you are."]
     cfg = DictDefault(recipe)
     manager = PluginManager.get_instance()
@@ -133,6 +138,21 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
         facts = attempt("", lambda: data_facts(alignment, harmful)) or {}
         shared = _shared_prompts(alignment, harmful, evaluation, allow_shared_prompts=allow_shared_prompts)
         return CheckResult(attempt.problems + shared, facts)
+
+
+def _check_attack(cfg: Any) -> CheckResult:
+    from axolotl.loaders import load_tokenizer
+
+    from tvac_plugin.data import load_user_data
+
+    attempt = _Attempt()
+    user = simulated_user_config(cfg)
+    assert user is not None
+    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg))
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg.dataset_prepared_path = scratch
+        loaded = None if attempt.problems else attempt("", lambda: load_user_data(cfg, user, tokenizer))
+    return CheckResult(attempt.problems, loaded[1] if loaded else {})
 
 
 class _Attempt:

@@ -30,7 +30,7 @@ def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
     if result.problems:
         lines = "\n".join(f"- {problem}" for problem in result.problems)
         raise click.ClickException(f"{recipe} would not train as it says:\n{lines}")
-    click.echo(f"{recipe}: safety_defense: {settings['safety_defense']} will be on.")
+    click.echo(f"{recipe}: would train as it says, with safety_defense: {settings['safety_defense']}.")
     if result.facts:
         click.echo(json.dumps(result.facts, indent=2))
 

@@ -6,29 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.config import normalize_cfg_datasets
 from axolotl.utils.data import prepare_datasets
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
+from axolotl.utils.trainer import calculate_total_num_steps, process_datasets_for_packing
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from tvac_plugin.args import DefenseConfig, TVaccineConfig, did_you_mean
+from tvac_plugin.args import DefenseConfig, SimulatedUserConfig, TVaccineConfig, did_you_mean
+from tvac_plugin.attack import compose
 
 _FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"}
 
 
-def entry_problems(entries: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """Lists what is wrong with the entries of `harmful_datasets:`: unknown keys, missing or empty files."""
+def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str = "harmful_datasets") -> list[str]:
+    """Lists what is wrong with data set entries under `key`: unknown keys, missing or empty files."""
     problems = []
     for number, entry in enumerate(entries or []):
-        where = f"harmful_datasets[{number}]"
+        where = f"{key}[{number}]"
         problems += [
-            f"{where}: unknown key `{key}`.{did_you_mean(str(key), SFTDataset.model_fields)}"
-            for key in entry
-            if key not in SFTDataset.model_fields
+            f"{where}: unknown key `{name}`.{did_you_mean(str(name), SFTDataset.model_fields)}"
+            for name in entry
+            if name not in SFTDataset.model_fields
         ]
         path = entry.get("path")
         if not path:
@@ -61,6 +64,37 @@ def other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
     """Names the loaded plugins, other than `plugin`, that bring a trainer for `cfg`."""
     plugins: Mapping[str, BasePlugin] = PluginManager.get_instance().plugins
     return [name for name, other in plugins.items() if other is not plugin and other.get_trainer_cls(cfg) is not None]
+
+
+def load_user_data(
+    cfg: DictDefault, config: SimulatedUserConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TrainDatasetMeta, dict[str, Any]]:
+    """Tokenizes and mixes a simulated user's data, ready for Axolotl's trainer.
+
+    Returns:
+        The data sets with their number of steps, and the facts for the manifest.
+
+    Raises:
+        ValueError: A file is missing, a pool is too small, or prompts are shared with protected data.
+    """
+    entries = [*(config.task_datasets or []), *(config.harmful_datasets or []), *(config.disjoint_from or [])]
+    problems = entry_problems(entries, key="simulated_user")
+    if problems:
+        raise ValueError(" ".join(problems))
+
+    def rows(entries: list[dict[str, Any]] | None) -> Dataset | None:
+        return tokenize(DictDefault({**cfg, "entries": entries}), tokenizer, "entries") if entries else None
+
+    protected = {str(entry["path"]): rows([entry]) for entry in config.disjoint_from or []}
+    user = compose(config, task=rows(config.task_datasets), harmful=rows(config.harmful_datasets), protected=protected)
+    evaluation = tokenize(cfg, tokenizer, "test_datasets") if cfg.test_datasets else None
+    train = user.rows
+    if cfg.sample_packing:
+        train, evaluation = process_datasets_for_packing(cfg, train, evaluation)
+    num_steps = calculate_total_num_steps(cfg, train)
+    if cfg.max_steps:
+        num_steps = min(num_steps, cfg.max_steps)
+    return TrainDatasetMeta(train_dataset=train, eval_dataset=evaluation, total_num_steps=num_steps), user.facts
 
 
 def load_harmful_rows(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Dataset:

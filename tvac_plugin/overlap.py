@@ -43,8 +43,17 @@ def data_facts(alignment: Rows, harmful: Rows | None) -> dict[str, Any]:
     return facts | {"harmful": _summary(row_keys(harmful)), "shared_prompts": len(shared)}
 
 
+def rows_hash(rows: Rows) -> str:
+    """Hash of all tokens of all rows, whatever their order."""
+    return _combined(row_keys(rows))
+
+
 def _summary(keys: list[str]) -> dict[str, Any]:
-    return {"rows": len(keys), "sha256": hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()}
+    return {"rows": len(keys), "sha256": _combined(keys)}
+
+
+def _combined(keys: list[str]) -> str:
+    return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()
 
 
 def _prompt(row: Mapping[str, Any]) -> list[int]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, set_seed
 
-from tvac_plugin.args import defense_config
-from tvac_plugin.data import load_harmful_rows, other_trainers, training_problems
+from tvac_plugin.args import SimulatedUserConfig, defense_config, simulated_user_config
+from tvac_plugin.attack import write_manifest
+from tvac_plugin.data import load_harmful_rows, load_user_data, other_trainers, training_problems
 from tvac_plugin.overlap import data_facts
 from tvac_plugin.provenance import RunRecord
 from tvac_plugin.recipe import near_misses
@@ -32,6 +36,8 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         super().__init__()
         self._harmful_rows: Dataset | None = None
         self._record: RunRecord | None = None
+        self._user: SimulatedUserConfig | None = None
+        self._user_facts: dict[str, Any] = {}
 
     def register(self, cfg: DictDefault) -> None:
         """Refuses misspelt keys and fills in what a defense needs and Axolotl sets otherwise.
@@ -42,6 +48,11 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         problems = near_misses(cfg)
         if problems:
             raise ValueError(" ".join(problems))
+        user = cfg.get("simulated_user")
+        if user:
+            if cfg.get("datasets"):
+                raise ValueError("`datasets:` and `simulated_user:` both name the training data. Remove one of them.")
+            cfg.datasets = [*(user.get("task_datasets") or []), *(user.get("harmful_datasets") or [])]
         if cfg.get("safety_defense") in (None, "none"):
             return
         if cfg.seed is None:
@@ -55,24 +66,29 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         """Names the schema that Axolotl merges into its own."""
         return "tvac_plugin.args.SafetyDefenseArgs"
 
-    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> None:
-        """Loads the harmful data and leaves `datasets:` to Axolotl.
+    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
+        """Loads the harmful data and leaves `datasets:` to Axolotl; for an attack, loads the user's data.
 
         Raises:
-            ValueError: The recipe cannot be trained with the defense.
+            ValueError: The recipe cannot be trained with the defense, or the user's data are not as it says.
         """
+        self._user = simulated_user_config(cfg)
+        if self._user is not None:
+            user_data, self._user_facts = load_user_data(cfg, self._user, load_tokenizer(cfg))
+            return user_data
         config = defense_config(cfg)
         if config is None:
-            return
+            return None
         problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
         if problems:
             raise ValueError(" ".join(problems))
         if config.needs_harmful_data:
             self._harmful_rows = load_harmful_rows(cfg, load_tokenizer(cfg), limit=config.num_harmful_rows)
+        return None
 
     def pre_lora_load(self, cfg: DictDefault, model: nn.Module) -> None:
         """Seeds the adapter's initialisation, which Axolotl leaves to chance."""
-        if cfg.safety_defense is not None:
+        if cfg.safety_defense is not None or cfg.simulated_user is not None:
             set_seed(DEFAULT_SEED if cfg.seed is None else cfg.seed)
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
@@ -107,6 +123,9 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
 
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Seals the final weights; they are on disk only now."""
+        if self._user is not None and is_main_process():
+            write_manifest(Path(cfg.output_dir), self._user, self._user_facts)
+            self._user = None
         if self._record is not None:
             self._record.seal(Path(cfg.output_dir))
             self._record = None
