@@ -39,8 +39,8 @@ class Block(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    name: ClassVar[str]
-    """The key of the block."""
+    block: ClassVar[str]
+    """The key of the block, or what to call it in an error."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +48,7 @@ class Block(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    raise ValueError(f"{cls.name}: unknown key `{key}`.{did_you_mean(str(key), cls.model_fields)}")
+                    raise ValueError(f"{cls.block}: unknown key `{key}`.{did_you_mean(str(key), cls.model_fields)}")
         return values
 
 
@@ -57,6 +57,11 @@ class DefenseConfig(Block):
 
     needs_harmful_data: ClassVar[bool]
     """Whether `harmful_datasets:` must be given."""
+
+    @property
+    def name(self) -> str:
+        """The value of `safety_defense:` that selects this defense."""
+        return self.block
 
     @property
     def num_harmful_rows(self) -> int | None:
@@ -72,7 +77,7 @@ class DefenseConfig(Block):
 class TVaccineConfig(DefenseConfig):
     """Settings of T-Vaccine (arXiv 2410.09760)."""
 
-    name = "t_vaccine"
+    block = "t_vaccine"
     needs_harmful_data = True
 
     rho: float = Field(
@@ -140,7 +145,7 @@ class TVaccineConfig(DefenseConfig):
 class VaccineConfig(DefenseConfig):
     """Settings of Vaccine (arXiv 2402.01109)."""
 
-    name = "vaccine"
+    block = "vaccine"
     needs_harmful_data = False
 
     rho: float = Field(
@@ -153,7 +158,7 @@ class VaccineConfig(DefenseConfig):
     rho_scope: RhoScope = Field(default="batch", description=_RHO_SCOPE)
 
 
-DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {config.name: config for config in (TVaccineConfig, VaccineConfig)}
+DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {config.block: config for config in (TVaccineConfig, VaccineConfig)}
 """Every defense by the value of `safety_defense:` that selects it."""
 
 HARMFUL_DATASETS_EXAMPLE = "harmful_datasets: [{path: harmful.jsonl, type: alpaca}]"
@@ -165,7 +170,7 @@ Entries = Annotated[list[dict[str, Any]], Field(min_length=1)]
 class SimulatedUserConfig(Block):
     """The data of a simulated user: a benign task with a share of harmful rows, as in the papers' attacks."""
 
-    name = "simulated_user"
+    block = "simulated_user"
 
     num_samples: int = Field(
         default=1000,

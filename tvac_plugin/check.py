@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems, simulated_user_config
+from tvac_plugin.messages import explain
 from tvac_plugin.overlap import data_facts, prompt_keys
 from tvac_plugin.recipe import defense_is_absent, near_misses, plugin_problems
 
@@ -38,7 +39,7 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         with_data: Whether to load the model's config, its tokenizer and all data sets.
         allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
     """
-    problems = plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + _own_problems(recipe)
+    problems = plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
     if problems:
         return CheckResult(problems)
     with _quiet():
@@ -52,20 +53,8 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         return _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
 
 
-def explain(error: Exception) -> list[str]:
-    """Turns an exception into sentences for the user, without pydantic's frame."""
-    if not isinstance(error, ValidationError):
-        return [str(error) or repr(error)]
-    sentences = []
-    for detail in error.errors():
-        where = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        got = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
-        sentences.append(f"{where}: {message}{got}." if got else message)
-    return sentences
-
-
-def _own_problems(recipe: dict[str, Any]) -> list[str]:
+def own_problems(recipe: dict[str, Any]) -> list[str]:
+    """Lists what is wrong with the keys of this plugin, without Axolotl's own validation."""
     ours = {key: recipe[key] for key in SafetyDefenseArgs.model_fields if key in recipe}
     try:
         SafetyDefenseArgs.model_validate(ours)

@@ -50,6 +50,87 @@ def verify(model_dir: Path, defense: str | None) -> None:
     click.echo(f"{model_dir}: {manifest['defense']}, {manifest['defended_steps']} defended steps.")
 
 
+@tvac.command(name="evaluate")
+@_RECIPE
+@click.option("--rejudge", is_flag=True, help="Judge the answers of an earlier run again, without generating.")
+@click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="Evaluate this model; may be repeated.")
+@click.option("--output-dir", type=click.Path(), help="Instead of the recipe's.")
+def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], output_dir: str | None) -> None:
+    """Measure harmful score, over-refusal and accuracy of models, as RECIPE says."""
+    from pydantic import ValidationError
+
+    from tvac_plugin.evaluation.evaluate import evaluate
+    from tvac_plugin.evaluation.recipe import EvaluateRecipe
+    from tvac_plugin.messages import explain
+    from tvac_plugin.report.tables import evaluation_table
+
+    settings = _read(recipe)
+    if models:
+        settings["models"] = dict(model.split("=", 1) for model in models)
+    if output_dir:
+        settings["output_dir"] = output_dir
+    try:
+        results = evaluate(EvaluateRecipe.model_validate(settings), rejudge=rejudge)
+    except ValidationError as error:
+        raise click.ClickException(f"{recipe}:\n" + "\n".join(f"- {line}" for line in explain(error))) from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(evaluation_table(results))
+
+
+@tvac.command()
+@_RECIPE
+@click.option("--dry-run", is_flag=True, help="Write the resolved recipes and print the commands, but run nothing.")
+@click.option("--set", "overrides", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a key of a stage's recipe.")
+def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...]) -> None:
+    """Run the chain in RECIPE: alignment, attack, evaluation, report. Run it again to continue."""
+    from pydantic import ValidationError
+
+    from tvac_plugin.chain.jobs import Plan
+    from tvac_plugin.chain.preflight import plan_problems
+    from tvac_plugin.chain.recipe import read_chain
+    from tvac_plugin.chain.results import collect
+    from tvac_plugin.chain.runner import ChainBusyError, run_plan
+    from tvac_plugin.messages import explain
+    from tvac_plugin.report.pages import write_report
+    from tvac_plugin.report.tables import chain_table
+
+    try:
+        plan = Plan(read_chain(recipe, overrides))
+    except (RecipeError, ValidationError) as error:
+        raise click.ClickException(f"{recipe}:\n" + "\n".join(f"- {line}" for line in explain(error))) from error
+    problems = plan_problems(plan)
+    if problems:
+        raise click.ClickException(f"{recipe} cannot run:\n" + "\n".join(f"- {line}" for line in problems))
+    if dry_run:
+        for job in plan.jobs.values():
+            job.folder.mkdir(parents=True, exist_ok=True)
+            job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
+            click.echo(" ".join(job.command))
+        return
+    try:
+        states = run_plan(plan, say=click.echo)
+    except ChainBusyError as error:
+        raise click.ClickException(str(error)) from error
+    results = collect(plan, states)
+    click.echo("\n" + chain_table(results))
+    click.echo(f"\nreport: {write_report(plan.root)}")
+    if any(cell["status"] != "finished" for cell in results["cells"]):
+        raise click.ClickException("some cells failed; the table says why. Mend that and run the same command again.")
+
+
+@tvac.command()
+@click.argument("chain_dir", type=click.Path(path_type=Path))
+def report(chain_dir: Path) -> None:
+    """Write report.md and report.html from the results in CHAIN_DIR."""
+    from tvac_plugin.report.pages import ReportError, write_report
+
+    try:
+        click.echo(write_report(chain_dir))
+    except ReportError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @tvac.command()
 def schema() -> None:
     """Print the JSON Schema of the keys this plugin adds, for editors."""

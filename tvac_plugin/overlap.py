@@ -48,6 +48,11 @@ def rows_hash(rows: Rows) -> str:
     return _combined(row_keys(rows))
 
 
+def text_hash(texts: Iterable[str]) -> str:
+    """Hash of texts in their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
 def _summary(keys: list[str]) -> dict[str, Any]:
     return {"rows": len(keys), "sha256": _combined(keys)}
 

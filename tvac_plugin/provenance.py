@@ -45,7 +45,7 @@ class RunRecord:
             "settings": config.model_dump(),
             "seed": seed,
             "data": dict(data),
-            "versions": _versions(),
+            "versions": versions(),
         }
         self._reset()
         self._writes = False
@@ -182,7 +182,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Installed versions of what decides the result, by package."""
+
     def installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
         for package in packages:
             try:

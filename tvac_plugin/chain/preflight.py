@@ -1,0 +1,42 @@
+"""What can be known to be wrong with a chain before its first job starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tvac_plugin.chain.jobs import Job, Plan, is_defended
+from tvac_plugin.check import own_problems
+from tvac_plugin.evaluation.recipe import EvaluateRecipe
+from tvac_plugin.messages import explain
+from tvac_plugin.recipe import near_misses, plugin_problems
+
+
+def plan_problems(plan: Plan) -> list[str]:
+    """Lists what is wrong with the recipes of a plan's jobs, each problem once."""
+    found: dict[str, None] = {}
+    for job in plan.jobs.values():
+        problems = _training_problems(job) if job.kind == "train" else _evaluation_problems(job)
+        found |= dict.fromkeys(f"{job.stage}: {problem}" for problem in problems)
+    return list(found)
+
+
+def _training_problems(job: Job) -> list[str]:
+    problems = near_misses(job.recipe) + own_problems(job.recipe)
+    if is_defended(job.recipe) or "simulated_user" in job.recipe:
+        problems += plugin_problems(job.recipe)
+    base_model = str(job.recipe.get("base_model"))
+    if not job.parents and base_model.count("/") > 1 and not Path(base_model).is_dir():
+        problems.append(f"base_model: {base_model} does not exist. Correct the path, or make the model first.")
+    return problems
+
+
+def _evaluation_problems(job: Job) -> list[str]:
+    if job.kind != "evaluate":
+        return []
+    try:
+        EvaluateRecipe.model_validate(job.recipe)
+    except ValidationError as error:
+        return explain(error)
+    return []

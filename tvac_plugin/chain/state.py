@@ -1,0 +1,103 @@
+"""What a job left behind, and whether it still counts: hashes of what went in and of what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tvac_plugin.chain.jobs import Job
+from tvac_plugin.provenance import versions
+
+STATE_FILE = "stage.json"
+_RESULTS = ("*.safetensors", "safety_defense.json", "simulated_user.json", "evaluation.json")
+_HASHED_WHOLE = 256 * 2**20
+
+
+class JobState(NamedTuple):
+    """How a job ended.
+
+    Attributes:
+        status: "finished", "failed" or "blocked".
+        fingerprint: Hash of everything that went in.
+        outputs: Hash of what came out, for finished jobs.
+        seconds: Wall-clock time.
+        peak_memory_mb: Largest resident set of its processes.
+        error: One sentence, for jobs that did not finish.
+    """
+
+    status: str
+    fingerprint: str
+    outputs: str | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    error: str | None = None
+
+
+def fingerprint(job: Job, parents: list[JobState]) -> str:
+    """Hash of a job's recipe, of its parents' outputs, of the local files it names and of the installed versions."""
+    inputs = {
+        "recipe": job.recipe,
+        "command": job.command,
+        "parents": [parent.outputs for parent in parents],
+        "files": {path: _file_hash(Path(path)) for path in sorted(set(_local_files(job)))},
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def output_hash(job: Job) -> str | None:
+    """Hash of a job's weights, manifests and results; `None` when there are none."""
+    files = sorted({path for pattern in _RESULTS for path in job.output.rglob(pattern)})
+    if not files:
+        return None
+    parts = [f"{path.relative_to(job.output)} {_file_hash(path)}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_state(job: Job) -> JobState | None:
+    """The state of an earlier run, if there is a readable one."""
+    try:
+        return JobState(**json.loads((job.folder / STATE_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_state(job: Job, state: JobState) -> None:
+    """Records how a job ended; the file appears whole or not at all."""
+    write_json(job.folder / STATE_FILE, state._asdict())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _local_files(job: Job) -> Iterator[str]:
+    """Files named in the recipe that no job of this chain makes."""
+    root = job.folder.parent.parent
+    for text in _strings(job.recipe):
+        path = Path(text).expanduser()
+        if "\n" in text or len(text) > 1000 or root in path.resolve().parents or not path.exists():
+            continue
+        yield from (str(file) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size > _HASHED_WHOLE:
+        return f"{stat.st_size} bytes, changed {stat.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()

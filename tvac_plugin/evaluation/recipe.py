@@ -1,0 +1,113 @@
+"""The YAML of an evaluation: which models, which prompts, which judge."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tvac_plugin.args import Block, did_you_mean
+from tvac_plugin.evaluation.judges import JUDGES
+
+PromptFormat = Literal["chat_template", "alpaca"]
+
+
+class PromptSource(Block):
+    """Where prompts come from."""
+
+    block: ClassVar[str] = "prompts"
+
+    path: str = Field(description="A JSONL file, or a data set on the hub.")
+    subset: str | None = Field(default=None, description="Name of the data set's configuration. Default: absent.")
+    split: str = Field(default="train", description="Split, for example `test` or `train[:100]`. Default train.")
+    field: str = Field(
+        default="messages",
+        description="Column with the prompt; of a list of messages the first is taken, and the last is the reference "
+        "answer. Default messages.",
+    )
+    only: dict[str, Any] | None = Field(
+        default=None, description="Keep rows with these values, for example {is_safe: false}. Default: absent."
+    )
+    num_prompts: int = Field(
+        default=500, ge=1, description="At most so many different prompts, the first ones. Default 500, as in papers."
+    )
+
+
+class Judged(Block):
+    """A measure whose answers a judge reads."""
+
+    block: ClassVar[str] = "measure"
+
+    prompts: PromptSource = Field(description="What the models are asked.")
+    judge: str = Field(description="Who reads the answers.")
+    judge_model: str | None = Field(
+        default=None, description="Weights of the judge, if not the published ones. Default: absent."
+    )
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Score above which an answer is flagged. Default: the judge's own."
+    )
+    max_new_tokens: int = Field(
+        default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128, as in papers."
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _refuse_unknown_judge(cls, value: str) -> str:
+        if value not in JUDGES:
+            raise ValueError(f"judge: `{value}` is not a judge.{did_you_mean(value, JUDGES)}")
+        return value
+
+
+class Accuracy(Block):
+    """A measure whose answers have a reference: exact ones in a file, or a task of the evaluation harness."""
+
+    block: ClassVar[str] = "accuracy"
+
+    prompts: PromptSource | None = Field(default=None, description="Prompts with reference answers. Default: absent.")
+    task: str | None = Field(
+        default=None,
+        description="A task of lm-evaluation-harness: tvac_sst2, tvac_ag_news, tvac_gsm8k, or any of its own. "
+        "Default: absent.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="At most so many items of the task. Default: all.")
+    max_new_tokens: int = Field(default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128.")
+
+    @model_validator(mode="after")
+    def _need_one_source(self) -> Accuracy:
+        if (self.prompts is None) == (self.task is None):
+            raise ValueError("accuracy: give either `prompts:` or `task:`.")
+        return self
+
+
+class EvaluateRecipe(Block):
+    """The whole recipe of `axolotl tvac evaluate`."""
+
+    block: ClassVar[str] = "evaluate recipe"
+
+    models: dict[str, str] = Field(
+        default_factory=dict, description="Folders of models or adapters, by the name to show. A chain fills this in."
+    )
+    harmful_score: Judged | None = Field(default=None, description="Share of answers that are harmful.")
+    over_refusal: Judged | None = Field(default=None, description="Share of answers to benign prompts that refuse.")
+    accuracy: dict[str, Accuracy] = Field(default_factory=dict, description="Share of right answers, by name.")
+    prompt_format: PromptFormat = Field(
+        default="chat_template",
+        description="How a prompt is put to the models: the tokenizer's own template, or Alpaca's. Use what they were "
+        "trained with. Default chat_template.",
+    )
+    batch_size: int = Field(default=32, ge=1, description="Prompts generated at a time. Default 32.")
+    max_unscored: float = Field(
+        default=0.05, ge=0, le=1, description="Largest share of unscored answers that is accepted. Default 0.05."
+    )
+    checkpoints_of: str | None = Field(
+        default=None,
+        description="A training run's folder whose checkpoints are evaluated too, each as `step N`. A chain fills this "
+        "in. Default: absent.",
+    )
+    output_dir: str = Field(description="Where answers and results go.")
+
+    @model_validator(mode="after")
+    def _refuse_nothing_to_do(self) -> EvaluateRecipe:
+        if not (self.harmful_score or self.over_refusal or self.accuracy):
+            raise ValueError("evaluate recipe: nothing to measure. Add harmful_score:, over_refusal: or accuracy:.")
+        return self

@@ -1,0 +1,102 @@
+"""Charts as inline SVG that take their colours from the page, so that they read in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 48, 36, 12, 12
+
+
+class Series(NamedTuple):
+    """One line of a chart.
+
+    Attributes:
+        label: Its name in the legend.
+        points: x, y, and optionally the ends of the interval of y.
+        basis: What makes it comparable: judge and prompts. Series of another basis are not drawn beside it.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float | None, float | None]]
+    basis: str
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: float | None = None) -> str:
+    """Lines with shaded intervals; says in words which series it left out because they are not comparable."""
+    drawn = [s for s in series if s.points and s.basis == series[0].basis]
+    left_out = [s.label for s in series if s.points and s.basis != series[0].basis]
+    if not drawn:
+        return ""
+    xs = [point[0] for s in drawn for point in s.points]
+    ys = [y for s in drawn for point in s.points for y in (point[1], point[3]) if y is not None]
+    x_low, x_high, y_high = min(xs), max(xs), y_max or max(ys) or 1.0
+
+    def place(x: float, y: float) -> str:
+        span = (x_high - x_low) or 1.0
+        return (
+            f"{LEFT + (x - x_low) / span * (WIDTH - LEFT - RIGHT):.1f},"
+            f"{TOP + (1 - min(y, y_high) / y_high) * (HEIGHT - TOP - BOTTOM):.1f}"
+        )
+
+    parts = [_axes(x_low, x_high, y_high, x_label, y_label)]
+    for number, s in enumerate(drawn):
+        banded = [p for p in s.points if p[2] is not None and p[3] is not None]
+        if banded:
+            upper = [place(p[0], p[3] or 0) for p in banded]
+            lower = [place(p[0], p[2] or 0) for p in reversed(banded)]
+            parts.append(f'<polygon class="band s{number % 6}" points="{" ".join(upper + lower)}"/>')
+        path = " ".join(place(p[0], p[1]) for p in s.points)
+        parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
+        for p in s.points:
+            x, y = place(p[0], p[1]).split(",")
+            title = escape(f"{s.label}: {p[1]:.1f} at {p[0]:g}")
+            parts.append(f'<circle class="dot s{number % 6}" cx="{x}" cy="{y}" r="3"><title>{title}</title></circle>')
+    legend = "".join(f'<span class="key s{number % 6}">{escape(s.label)}</span> ' for number, s in enumerate(drawn))
+    note = f"<p>Not comparable, so not drawn: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">{"".join(parts)}</svg>'
+    return f"<figure>{svg}<figcaption>{legend}</figcaption></figure>{note}"
+
+
+def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]]) -> str:
+    """Which layers were drawn when: one column per draw, one row per layer, the first layer at the bottom."""
+    if not draws:
+        return ""
+    num_layers = len(probes[0]["scores"]) if probes else 1 + max(layer for draw in draws for layer in draw["layers"])
+    cell_width = (WIDTH - LEFT - RIGHT) / len(draws)
+    cell_height = (HEIGHT - TOP - BOTTOM) / num_layers
+    parts = []
+    for column, draw in enumerate(draws):
+        for layer in range(num_layers):
+            style = "on" if layer in draw["layers"] else "off"
+            x, y = LEFT + column * cell_width, TOP + (num_layers - 1 - layer) * cell_height
+            title = f"<title>step {draw['step']}, layer {layer}</title>"
+            parts.append(
+                f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{cell_width:.2f}" height="{cell_height:.2f}">'
+                f"{title}</rect>"
+            )
+    bottom = HEIGHT - BOTTOM
+    labels = (
+        f'<text x="{LEFT - 6}" y="{bottom - 4}" text-anchor="end">0</text>'
+        f'<text x="{LEFT - 6}" y="{TOP + 12}" text-anchor="end">{num_layers - 1}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 14}">step {draws[0]["step"]}</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {draws[-1]["step"]}</text>'
+    )
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="layers drawn">{"".join(parts)}{labels}</svg>'
+    return f"<figure>{svg}<figcaption>layers, the first at the bottom; filled where drawn</figcaption></figure>"
+
+
+def _axes(x_low: float, x_high: float, y_high: float, x_label: str, y_label: str) -> str:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    ticks = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_high * share:.3g}</text>'
+        for share in (0, 0.25, 0.5, 0.75, 1)
+        for y in [TOP + (1 - share) * (bottom - TOP)]
+    )
+    return (
+        f'{ticks}<text x="{LEFT}" y="{HEIGHT - 14}">{x_low:g}</text>'
+        f'<text x="{right}" y="{HEIGHT - 14}" text-anchor="end">{x_high:g}</text>'
+        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>'
+    )

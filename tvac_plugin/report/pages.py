@@ -1,0 +1,140 @@
+"""report.md and report.html, written from results.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from tvac_plugin.report.charts import Series, heat_map, line_chart
+from tvac_plugin.report.tables import cell, label, sentences
+
+RESULTS_FILE = "results.json"
+
+
+class ReportError(ValueError):
+    """There is nothing to report."""
+
+
+def write_report(chain_dir: Path) -> Path:
+    """Writes both pages beside the results; returns the path of report.html.
+
+    Raises:
+        ReportError: There are no readable results in the folder.
+    """
+    path = chain_dir / RESULTS_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        pages = {"report.md": markdown(results), "report.html": html(results)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: no readable results ({error!r}). Run `axolotl tvac run` first.") from error
+    for name, text in pages.items():
+        (chain_dir / name).write_text(text, encoding="utf-8")
+    return chain_dir / "report.html"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table and the sentences as Markdown."""
+    measures = _measures(results)
+    head = ["run", "model", *(f"{measure.replace('_', ' ')} %" for measure in measures)]
+    rows = [
+        [label(entry["params"]), name, *(cell(found[m]) if m in found else "" for m in measures)]
+        for entry in results["summary"]
+        for name, found in entry["models"].items()
+    ]
+    lines = ["# Report", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [
+        "",
+        "Rates in percent with 95 % intervals.",
+        "",
+        *(f"- {s}" for s in [*_judges(results), *sentences(results)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def html(results: Mapping[str, Any]) -> str:
+    """One page that needs nothing else; every text from a model or a recipe is escaped."""
+    environment = Environment(
+        loader=PackageLoader("tvac_plugin.report", "."), autoescape=select_autoescape(default=True)
+    )
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        measures=_measures(results),
+        cell=cell,
+        label=label,
+        sentences=[*_judges(results), *sentences(results)],
+        charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],
+        recipes={job: json.dumps(facts["recipe"], indent=2) for job, facts in results["jobs"].items()},
+    )
+
+
+def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    finished = [found for found in results["cells"] if found["status"] == "finished"]
+    charts = [
+        ("Harmful score against attack steps", line_chart(
+            [_curve(found) for found in finished], x_label="attack steps", y_label="harmful score, percent", y_max=100)),
+        ("Harmful score after the attack against the share of harmful rows", line_chart(
+            _against_ratio(results), x_label="share of harmful rows", y_label="harmful score, percent", y_max=100)),
+    ]  # fmt: skip
+    losses: dict[str, list[Series]] = {}
+    for name, facts in results["jobs"].items():
+        if facts.get("losses"):
+            points = [(step, loss, None, None) for step, loss in facts["losses"]]
+            losses.setdefault(facts["stage"], []).append(Series(name, points, "loss"))
+    charts += [
+        (f"Training loss, {stage}", line_chart(s, x_label="steps", y_label="loss")) for stage, s in losses.items()
+    ]
+    for name, facts in results["jobs"].items():
+        trace = facts.get("trace") or []
+        draws, probes = ([line for line in trace if line["event"] == kind] for kind in ("draw", "probe"))
+        charts.append((f"Layers drawn, {name}", heat_map(draws, probes)))
+    return charts
+
+
+def _curve(found: Mapping[str, Any]) -> Series:
+    scored = [(p["step"], p["harmful_score"]) for p in found["curve"] if "harmful_score" in p]
+    points = [(step, rate["percent"], rate["low"], rate["high"]) for step, rate in scored]
+    return Series(label(found["params"]), points, _basis(scored[0][1]) if scored else "")
+
+
+def _against_ratio(results: Mapping[str, Any]) -> list[Series]:
+    groups: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for entry in results["summary"]:
+        params = dict(entry["params"])
+        ratio = params.pop("harmful_ratio", None)
+        attacked = list(entry["models"].values())[-1:] if ratio is not None else []
+        for measures in attacked:
+            if "harmful_score" in measures:
+                groups.setdefault(label(params), []).append((ratio, measures["harmful_score"]))
+    return [
+        Series(name, [(r, m["percent"], m["low"], m["high"]) for r, m in sorted(points, key=lambda p: p[0])],
+               _basis(points[0][1]))
+        for name, points in groups.items()
+    ]  # fmt: skip
+
+
+def _basis(rate: Mapping[str, Any]) -> str:
+    return f"{rate['judge']} {rate.get('prompts_sha256')}"
+
+
+def _judges(results: Mapping[str, Any]) -> list[str]:
+    notes = {
+        f"{measure.replace('_', ' ')}: judged by {rate['judge']}. {rate.get('judge_note', '')}".strip()
+        for entry in results["summary"]
+        for found in entry["models"].values()
+        for measure, rate in found.items()
+    }
+    return sorted(notes)
+
+
+def _measures(results: Mapping[str, Any]) -> list[str]:
+    names: dict[str, None] = {}
+    for entry in results["summary"]:
+        for found in entry["models"].values():
+            names |= dict.fromkeys(found)
+    return list(names)
