@@ -95,7 +95,8 @@ def _run(job: Job, wanted: str) -> JobState:
 def _call(job: Job) -> tuple[int, float]:
     """Runs the job's command in its own process group; returns its exit code and peak memory."""
     bin_folder = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")])}
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} | os.environ
+    environment["PATH"] = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
     with (job.folder / LOG_FILE).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,

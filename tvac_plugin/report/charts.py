@@ -25,10 +25,11 @@ class Series(NamedTuple):
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: float | None = None) -> str:
     """Lines with shaded intervals; says in words which series it left out because they are not comparable."""
-    drawn = [s for s in series if s.points and s.basis == series[0].basis]
-    left_out = [s.label for s in series if s.points and s.basis != series[0].basis]
-    if not drawn:
+    filled = [s for s in series if s.points]
+    if not filled:
         return ""
+    drawn = [s for s in filled if s.basis == filled[0].basis]
+    left_out = [s.label for s in filled if s.basis != filled[0].basis]
     xs = [point[0] for s in drawn for point in s.points]
     ys = [y for s in drawn for point in s.points for y in (point[1], point[3]) if y is not None]
     x_low, x_high, y_high = min(xs), max(xs), y_max or max(ys) or 1.0

@@ -75,12 +75,13 @@ def html(results: Mapping[str, Any]) -> str:
 
 def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     finished = [found for found in results["cells"] if found["status"] == "finished"]
+    unit = "harmful score, percent"
+    curves = line_chart([_curve(found) for found in finished], x_label="attack steps", y_label=unit, y_max=100)
+    ratios = line_chart(_against_ratio(results), x_label="share of harmful rows", y_label=unit, y_max=100)
     charts = [
-        ("Harmful score against attack steps", line_chart(
-            [_curve(found) for found in finished], x_label="attack steps", y_label="harmful score, percent", y_max=100)),
-        ("Harmful score after the attack against the share of harmful rows", line_chart(
-            _against_ratio(results), x_label="share of harmful rows", y_label="harmful score, percent", y_max=100)),
-    ]  # fmt: skip
+        ("Harmful score against attack steps", curves),
+        ("Harmful score after the attack against the share of harmful rows", ratios),
+    ]
     losses: dict[str, list[Series]] = {}
     for name, facts in results["jobs"].items():
         if facts.get("losses"):

@@ -1,0 +1,89 @@
+"""Stands in for `axolotl` in tests of the chain: as deterministic, and takes a tenth of a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+
+def fake_plan(path, overrides=()):
+    """The plan of a chain with this file's `main` as every command."""
+    from tvac_plugin.chain.jobs import Plan
+    from tvac_plugin.chain.recipe import read_chain
+
+    plan = Plan(read_chain(Path(path), overrides))
+    for job_id, job in plan.jobs.items():
+        command = (sys.executable, __file__, job.kind, str(job.recipe_file))
+        plan.jobs[job_id] = dataclasses.replace(job, command=command)
+    return plan
+
+
+def run(path, overrides=()):
+    """Runs a chain with fake commands and collects its results."""
+    from tvac_plugin.chain.results import collect
+    from tvac_plugin.chain.runner import run_plan
+
+    plan = fake_plan(path, overrides)
+    return collect(plan, run_plan(plan, say=lambda line: None))
+
+
+def main(kind, recipe_file):
+    recipe = yaml.safe_load(Path(recipe_file).read_text())
+    output = Path(recipe["output_dir"])
+    output.mkdir(parents=True)
+    time.sleep(0.05)
+    if recipe.get("fail"):
+        sys.exit("ValueError: told to fail")
+    {"train": train, "merge": merge, "evaluate": evaluate}[kind](recipe, output)
+    time.sleep(0.05)
+
+
+def train(recipe, output):
+    plain = {key: value for key, value in recipe.items() if "dir" not in key and "path" not in key}
+    base = Path(plain.pop("base_model")) / "model.safetensors"
+    content = json.dumps(plain, sort_keys=True, default=str).encode() + (base.read_bytes() if base.exists() else b"")
+    (output / "adapter_model.safetensors").write_bytes(content)
+    digest = {"adapter_model.safetensors": hashlib.sha256(content).hexdigest()}
+    if recipe.get("safety_defense", "none") != "none" and not recipe.get("forget_manifest"):
+        manifest = {"defense": recipe["safety_defense"], "weights": digest}
+        (output / "safety_defense.json").write_text(json.dumps(manifest))
+    if "simulated_user" in recipe:
+        (output / "simulated_user.json").write_text("{}")
+        for step in (10, 20):
+            folder = output / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(content + bytes(step))
+
+
+def merge(recipe, output):
+    source = Path(str(output).replace(".merged", "")) / "adapter_model.safetensors"
+    (output / "merged").mkdir()
+    (output / "merged" / "model.safetensors").write_bytes(source.read_bytes())
+
+
+def evaluate(recipe, output):
+    models = dict(recipe["models"])
+    if recipe.get("checkpoints_of"):
+        models |= {f"step {s}": str(Path(recipe["checkpoints_of"]) / f"checkpoint-{s}") for s in (10, 20)}
+    results = {}
+    for name, path in models.items():
+        weights = b"".join(file.read_bytes() for file in sorted(Path(path).glob("*.safetensors")))
+        percent = int(hashlib.sha256(weights).hexdigest(), 16) % 1000 / 10
+        results[name] = {"harmful_score": {
+            "percent": percent, "low": max(0, percent - 5), "high": min(100, percent + 5), "num_scored": 60,
+            "num_unscored": 0, "judge": "exact", "prompts_sha256": "p",
+        }}  # fmt: skip
+    (output / "evaluation.json").write_text(json.dumps({"models": results}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "chain":
+        run(sys.argv[2])
+    else:
+        main(*sys.argv[1:3])

@@ -1,0 +1,229 @@
+"""The chain: what is shared, what is skipped, what survives a kill, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.chain import fake
+from tvac_plugin.cli import tvac
+
+ALIGN = {
+    "base_model": "base", "plugins": ["tvac_plugin.SafetyDefensePlugin"], "safety_defense": "vaccine",
+    "adapter": "lora",
+    "datasets": [{"path": "alignment.jsonl", "type": "alpaca"}], "seed": 1,
+}  # fmt: skip
+ATTACK = {
+    "base_model": "replaced", "plugins": ["tvac_plugin.SafetyDefensePlugin"], "safety_defense": "none",
+    "simulated_user": {"num_samples": 10, "harmful_ratio": 0.1, "seed": 1,
+                       "task_datasets": [{"path": "t", "type": "x"}], "harmful_datasets": [{"path": "h", "type": "x"}]},
+}  # fmt: skip
+JUDGE = {"harmful_score": {"judge": "exact", "prompts": {"path": "held_out.jsonl"}}, "output_dir": "unused"}
+STAGES = [
+    {"name": "align", "train": "align.yml"},
+    {"name": "attack", "train": "attack.yml", "model_from": "align"},
+    {"name": "judge", "evaluate": "judge.yml", "models": ["base", "align", "attack"], "checkpoints": True},
+]
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(*, align=None, attack=None, judge=None, **changes):
+        recipe = {
+            "stages": STAGES,
+            "matrix": {"safety_defense": ["none", "vaccine"]},
+            "output_dir": str(tmp_path / "out"),
+        }
+        for name, content in (
+            ("align", ALIGN | (align or {})),
+            ("attack", ATTACK | (attack or {})),
+            ("judge", JUDGE | (judge or {})),
+        ):
+            (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content))
+        (tmp_path / "chain.yml").write_text(yaml.safe_dump(recipe | changes))
+        return tmp_path / "chain.yml"
+
+    return write
+
+
+def timeless(results):
+    text = json.loads(json.dumps(results))
+    for job in text["jobs"].values():
+        job["seconds"] = job["peak_memory_mb"] = None
+    return text
+
+
+def started(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path(folder).glob("jobs/*/log.txt")}
+
+
+def test_cells_share_what_they_have_in_common(chain):
+    path = chain(matrix={"safety_defense": ["none", "vaccine"], "harmful_ratio": [0.0, 0.1], "seed": [1, 2]})
+    plan = fake.fake_plan(path)
+    kinds = [job.kind for job in plan.jobs.values()]
+    assert len(plan.cells) == 8
+    # 2 defenses x 2 seeds are aligned and merged once for both ratios; the base is judged once for all
+    assert (kinds.count("train"), kinds.count("merge"), kinds.count("evaluate")) == (4 + 8, 4, 1 + 4 + 8)
+
+
+def test_resolved_recipes_hold_the_matrix_and_the_stage_before(chain):
+    plan = fake.fake_plan(chain(matrix={"safety_defense": ["vaccine"], "harmful_ratio": [0.2], "seed": [7]}))
+    attack = next(job for job in plan.jobs.values() if job.stage == "attack")
+    assert attack.recipe["simulated_user"]["harmful_ratio"] == 0.2
+    assert attack.recipe["seed"] == attack.recipe["simulated_user"]["seed"] == 7
+    assert attack.recipe["safety_defense"] == "none"
+    assert attack.recipe["base_model"].endswith("align-safety_defense=vaccine-seed=7.merged/out/merged")
+    assert ALIGN["datasets"][0] in attack.recipe["simulated_user"]["disjoint_from"]
+
+
+def test_every_defense_meets_the_same_attack(chain):
+    attacks = [job.recipe for job in fake.fake_plan(chain()).jobs.values() if job.stage == "attack"]
+    same = [{k: v for k, v in recipe.items() if k not in ("base_model", "output_dir")} for recipe in attacks]
+    assert len(same) == 2
+    assert same[0] == same[1]
+
+
+def test_results_have_cells_curves_costs_and_comparisons(chain):
+    results = fake.run(chain(attack_threshold=0.0))
+    assert [cell["status"] for cell in results["cells"]] == ["finished", "finished"]
+    assert results["cells"][0]["models"].keys() == {"base", "align", "attack"}
+    assert [point["step"] for point in results["cells"][0]["curve"]] == [10, 20]
+    assert results["cells"][0]["attack_cost"] == 10
+    assert results["summary"][1]["against_none"]["attack"]["harmful_score"].keys() == {
+        "points", "low", "high", "within_noise",
+    }  # fmt: skip
+
+
+def test_a_second_run_does_nothing_and_gives_the_same(chain, tmp_path):
+    path = chain()
+    first, before = fake.run(path), started(tmp_path / "out")
+    assert timeless(fake.run(path)) == timeless(first)
+    assert started(tmp_path / "out") == before
+
+
+def test_only_what_changed_and_what_depends_on_it_runs_again(chain, tmp_path):
+    fake.run(chain())
+    before = started(tmp_path / "out")
+    fake.run(chain(attack={"learning_rate": 1}))
+    again = {name for name, time in started(tmp_path / "out").items() if before[name] != time}
+    assert again == {
+        f"{stage}-safety_defense={defense}" for stage in ("attack", "judge.attack") for defense in ("none", "vaccine")
+    }
+
+
+@pytest.mark.parametrize("damage", ["data", "output", "state"])
+def test_damage_is_noticed(chain, tmp_path, damage):
+    (tmp_path / "alignment.jsonl").write_text("a")
+    path = chain()
+    first, before = fake.run(path), started(tmp_path / "out")
+    job = tmp_path / "out" / "jobs" / "align-safety_defense=none"
+    if damage == "data":
+        (tmp_path / "alignment.jsonl").write_text("b")
+    elif damage == "output":
+        (job / "out" / "adapter_model.safetensors").write_bytes(b"swapped")
+    else:
+        (job / "stage.json").write_text('{"status": "finis')
+    assert timeless(fake.run(path))["summary"] == timeless(first)["summary"]
+    assert started(tmp_path / "out")[job.name] != before[job.name]
+
+
+def test_a_failed_cell_is_shown_and_the_others_go_on(chain, tmp_path):
+    path = chain(matrix={"align.fail": [False, True]})
+    results = fake.run(path)
+    assert [cell["status"] for cell in results["cells"]] == ["finished", "failed"]
+    assert "told to fail" in results["cells"][1]["problems"][0]
+    assert "did not finish" in results["cells"][1]["problems"][1]
+    assert results["cells"][1]["models"] == {}
+
+
+def test_a_defense_without_its_manifest_stops_there(chain):
+    results = fake.run(chain(align={"forget_manifest": True}))
+    undefended, claimed = results["cells"]
+    assert undefended["status"] == "finished"
+    assert "nothing shows that this model was defended" in claimed["problems"][0]
+    assert claimed["models"] == {}
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(chain, tmp_path):
+    path = chain()
+    expected = timeless(fake.run(path, ["output_dir=" + str(tmp_path / "whole")]))
+    rng = random.Random(0)
+    for num_finished in range(10):
+        process = subprocess.Popen(
+            [sys.executable, fake.__file__, "chain", str(path)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, cwd=tmp_path,
+        )  # fmt: skip
+        wait_for_jobs(tmp_path / "out", num_finished)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = timeless(fake.run(path))
+    text, other = (json.dumps(r).replace(str(tmp_path / d), "D") for r, d in ((found, "out"), (expected, "whole")))
+    found, expected = json.loads(text), json.loads(other)
+    for results in (found, expected):
+        for job in results["jobs"].values():
+            job.pop("outputs")
+    assert found == expected
+
+
+def wait_for_jobs(folder, count):
+    deadline = time.monotonic() + 30
+    while len(list(folder.glob("jobs/*/stage.json"))) < count:
+        assert time.monotonic() < deadline, "the chain does not go on after a kill"
+        time.sleep(0.02)
+
+
+def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="already running. Wait for it"):
+        fake.run(chain())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": [{"name": "a", "train": "gone.yml"}]}, "gone.yml: cannot be read"),
+        ({"stages": [STAGES[1], STAGES[0]]}, "`align` is not a stage before it, so it would wait for ever"),
+        ({"stages": [STAGES[0], STAGES[0]]}, "the name is taken"),
+        ({"stages": [STAGES[0] | {"evaluate": "judge.yml"}]}, "give either `train:` or `evaluate:`"),
+        ({"stages": [STAGES[0] | {"nmae": "x"}]}, "Did you mean `name`"),
+        ({"stages": []}, "at least 1 item"),
+        ({"matrix": {"safety_defence": ["none"]}}, "`safety_defence` is of no stage. Use safety_defense"),
+        ({"matrix": {"seed": []}}, "`seed:` has no values"),
+        ({"matrix": {"safety_defense": ["t-vaccine"]}}, "Did you mean `t_vaccine`"),
+        ({"matrix": {"harmful_ratio": [1.5]}}, "less than or equal to 1"),
+        ({"judge": {"harmful_score": {"judge": "jury", "prompts": {"path": "x"}}}}, "`jury` is not a judge"),
+        ({"align": {"plugins": []}}, "the plugin is not loaded"),
+        ({"align": {"deepspeed": "z.json"}}, "`deepspeed` shards weights"),
+        ({"align": {"base_model": "./a/b"}}, "base_model: ./a/b does not exist"),
+    ],
+)
+def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, changes, message):
+    result = CliRunner().invoke(tvac, ["run", str(chain(**changes))])
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_recipes_and_prints_commands(chain, tmp_path):
+    result = CliRunner().invoke(tvac, ["run", str(chain()), "--dry-run", "--set", "align.learning_rate=0.5"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("axolotl train") == 4
+    job = tmp_path / "out" / "jobs" / "align-safety_defense=none"
+    assert yaml.safe_load((job / "recipe.yml").read_text())["learning_rate"] == 0.5
+    assert not list(tmp_path.glob("out/jobs/*/out"))

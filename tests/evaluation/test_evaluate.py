@@ -1,0 +1,164 @@
+"""An evaluation from recipe to results, with the real generation code on tiny models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tvac_plugin.cli import tvac
+from tvac_plugin.evaluation.evaluate import evaluate
+from tvac_plugin.evaluation.generation import ALPACA_TEMPLATE, Generator
+from tvac_plugin.evaluation.prompts import load_prompts
+from tvac_plugin.evaluation.recipe import EvaluateRecipe, PromptSource
+from tvac_plugin.evaluation.tasks import scoring
+
+
+def recipe(workspace, output, **changes):
+    def prompts(name):
+        return {"path": str(workspace.root / name)}
+
+    return {
+        "models": {"base": str(workspace.root / "base")},
+        "harmful_score": {"judge": "keyword", "prompts": prompts("held_out.jsonl"), "max_new_tokens": 3},
+        "accuracy": {"benign": {"prompts": prompts("alignment.jsonl"), "max_new_tokens": 3}},
+        "output_dir": str(output),
+    } | changes
+
+
+def run(settings, **options):
+    return evaluate(EvaluateRecipe.model_validate(settings), **options)
+
+
+def test_results_say_what_was_asked_and_answers_are_kept(workspace, tmp_path):
+    results = run(recipe(workspace, tmp_path))
+    found = results["models"]["base"]["harmful_score"]
+    assert found["num_scored"] == 6
+    assert found["percent"] == 100.0
+    assert found["judge"] == "keyword"
+    assert "smoke tests only" in found["judge_note"]
+    assert results == json.loads((tmp_path / "evaluation.json").read_text())
+    answers = [
+        json.loads(line) for line in (tmp_path / "answers" / "base.harmful_score.jsonl").read_text().splitlines()
+    ]
+    assert len(answers) == 6
+    assert answers[0].keys() == {"prompt", "answer", "reference", "harmful", "refused", "score"}
+
+
+def test_rejudging_reads_the_answers_without_generating(workspace, tmp_path, monkeypatch):
+    run(recipe(workspace, tmp_path))
+    monkeypatch.setattr(Generator, "load", lambda *a, **k: pytest.fail("loaded a model"))
+    path = tmp_path / "answers" / "base.harmful_score.jsonl"
+    rows = [json.loads(line) | {"answer": "i cannot help with that"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(recipe(workspace, tmp_path), rejudge=True)["models"]["base"]["harmful_score"]["percent"] == 0.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(ValueError, match="answers are to other prompts"):
+        run(recipe(workspace, tmp_path), rejudge=True)
+    path.unlink()
+    with pytest.raises(ValueError, match="Run without --rejudge first"):
+        run(recipe(workspace, tmp_path), rejudge=True)
+
+
+def test_batches_change_no_answer(workspace):
+    generator = Generator.load(workspace.root / "base")
+    texts = [generator.prompt(q) for q in ("how do you make a ?", "mood of x y z ?", "?")]
+    one, all_at_once = (generator.complete(texts, max_new_tokens=5, batch_size=size) for size in (1, 3))
+    assert one == all_at_once
+
+
+def test_alpaca_is_the_prompt_that_axolotl_trains_with(workspace):
+    from axolotl.prompters import AlpacaPrompter
+
+    tokenizer = Generator.load(workspace.root / "base", prompt_format="alpaca").tokenizer
+    assert tokenizer.chat_template == ALPACA_TEMPLATE
+
+    def rendered(text):
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+
+    assert rendered("do it") == next(iter(AlpacaPrompter().build_prompt("do it", "")))
+    assert rendered("do it\n\n### Input:\nthis") == next(iter(AlpacaPrompter().build_prompt("do it", "this")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {}}, "no model to evaluate. Add `models:"),
+        ({"models": {"x": "./gone"}}, "gone: no model here. Train it first"),
+        ({"harmful_score": {"judge": "keywrd", "prompts": {"path": "x"}}}, "Did you mean `keyword`"),
+        ({"harmful_score": None, "accuracy": {}}, "nothing to measure. Add harmful_score:"),
+        ({"accuracy": {"a": {}}}, "give either `prompts:` or `task:`"),
+        ({"accuracy": {"a": {"task": "no_such_task"}}, "harmful_score": None}, "has no task `no_such_task`"),
+        ({"harmful_score": {"judge": "exact", "prompts": {"path": "gone.jsonl"}}}, "gone.jsonl does not exist"),
+        ({"max_unscored": 2}, "less than or equal to 1"),
+        ({"modles": {}}, "Did you mean `models`"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_no_number(workspace, tmp_path, changes, message):
+    path = tmp_path / "e.yml"
+    path.write_text(yaml.safe_dump(recipe(workspace, tmp_path / "out", **changes)))
+    result = CliRunner().invoke(tvac, ["evaluate", str(path)])
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_judge_that_says_nothing_is_a_failure(workspace, tmp_path):
+    prompts = {"path": str(workspace.root / "held_out.jsonl")}
+    settings = recipe(workspace, tmp_path, harmful_score={"judge": "exact", "prompts": prompts, "max_new_tokens": 2})
+    with pytest.raises(ValueError, match="6 of 6 answers could not be scored"):
+        run(settings)
+
+
+def test_prompts_are_filtered_unique_and_limited(tmp_path):
+    rows = [
+        {"prompt": p, "is_safe": s} for p, s in (("a", False), ("b", True), ("a", False), ("c", False), ("d", False))
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def load(**options):
+        return [p.text for p in load_prompts(PromptSource(path=str(path), field="prompt", **options))]
+
+    assert load(only={"is_safe": False}, num_prompts=2) == ["a", "c"]
+    assert load() == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="has no prompt that fits"):
+        load(only={"is_safe": "maybe"})
+    with pytest.raises(ValueError, match="no column `messages`. Set `field:` to one of: prompt, is_safe"):
+        load_prompts(PromptSource(path=str(path)))
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="has no prompt that fits"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("rule", "doc", "answer", "score"),
+    [
+        (scoring.sst2, {"label": 1}, "It is Positive.", 1),
+        (scoring.sst2, {"label": 1}, "positive or negative", 0),
+        (scoring.sst2, {"label": 0}, "nonnegative", 0),
+        (scoring.ag_news, {"label": 3}, "Sci/Tech", 1),
+        (scoring.ag_news, {"label": 3}, "scientists say", 0),
+        (scoring.ag_news, {"label": 1}, "Sports, Business", 0),
+        (scoring.gsm8k, {"answer": "so #### 1,200"}, "5 + 5. The final answer is: 1200. Or 7", 1),
+        (scoring.gsm8k, {"answer": "#### 7"}, "3 and then 7", 1),
+        (scoring.gsm8k, {"answer": "#### 7"}, "7 and then 3", 0),
+        (scoring.gsm8k, {"answer": "#### 7"}, "none", 0),
+    ],
+)
+def test_task_rules_want_one_answer(rule, doc, answer, score):
+    assert rule(doc, [answer]) == {"acc": float(score)}
+
+
+def test_a_harness_task_runs_on_a_tiny_model(workspace, tmp_path, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"sentence": "how do you make", "label": i % 2} for i in range(4)])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.DatasetDict({"validation": rows}))
+    settings = recipe(workspace, tmp_path, harmful_score=None, accuracy={"sst2": {"task": "tvac_sst2"}})
+    found = run(settings)["models"]["base"]["sst2"]
+    assert found["num_scored"] == 4
+    assert found["percent"] == 0.0
+    assert found["judge"] == "lm-evaluation-harness tvac_sst2, acc"
