@@ -13,11 +13,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test slow check docs clean
 
-demo: $(READY)  ## Align the tiny world's model with T-Vaccine and score it
+demo: $(READY)  ## Align the tiny world's model with and without T-Vaccine, attack both, and report
 	axolotl tvac tiny-world --output outputs/tiny_world
-	axolotl tvac check recipes/tvaccine_tiny.yml
-	axolotl train recipes/tvaccine_tiny.yml
-	axolotl tvac tiny-scores recipes/tvaccine_tiny.yml
+	axolotl tvac run recipes/chain_tiny.yml
 
 test: $(READY)  ## The default tests: offline, no GPU
 	python -m pytest

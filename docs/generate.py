@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
+from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, SimulatedUserConfig
+from tvac_plugin.chain.recipe import ChainRecipe, Stage
 from tvac_plugin.compat import REFUSALS
+from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -18,9 +21,34 @@ def settings_page() -> str:
         "like one of these, are refused.\nThis page is written by `make docs`.\n",
         _table(SafetyDefenseArgs.model_json_schema()["properties"], skip=DEFENSE_CONFIGS),
     ]
-    for name, config in DEFENSE_CONFIGS.items():
-        parts.append(f"\n## `{name}:`\n\n{config.__doc__}\n\n{_table(config.model_json_schema()['properties'])}")
+    blocks = {**DEFENSE_CONFIGS, "simulated_user": SimulatedUserConfig}
+    parts += [_block(f"`{name}:`", config) for name, config in blocks.items()]
     return "\n".join(parts)
+
+
+def chains_page() -> str:
+    """All keys of evaluations and chains, and the judges."""
+    blocks = {
+        "Evaluation (`axolotl tvac evaluate`)": EvaluateRecipe,
+        "`harmful_score:` and `over_refusal:`": Judged,
+        "Entries of `accuracy:`": Accuracy,
+        "`prompts:`": PromptSource,
+        "Chain (`axolotl tvac run`)": ChainRecipe,
+        "Entries of `stages:`": Stage,
+    }
+    judges = "\n".join(
+        f"| `{name}` | {entry.weights or ''} | {entry.threshold or ''} | {entry.note} |"
+        for name, entry in JUDGES.items()
+    )
+    return "\n".join([
+        "# Keys of evaluations and chains\n\nUnknown keys are refused.\nThis page is written by `make docs`.",
+        *(_block(title, block) for title, block in blocks.items()),
+        f"\n## Judges\n\n| judge | weights | threshold | note |\n|---|---|---|---|\n{judges}\n",
+    ])  # fmt: skip
+
+
+def _block(title: str, block: Any) -> str:
+    return f"\n## {title}\n\n{block.__doc__}\n\n{_table(block.model_json_schema()['properties'])}"
 
 
 def refusals_page() -> str:
@@ -46,6 +74,8 @@ def _table(properties: dict[str, Any], *, skip: Any = ()) -> str:
 def _kind(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         schema = next(option for option in schema["anyOf"] if option != {"type": "null"})
+    if "$ref" in schema:
+        return "block"
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     bounds = [f"{schema[key]:,}" for key in ("minimum", "maximum") if key in schema]
@@ -54,4 +84,5 @@ def _kind(schema: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     (REFERENCE / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (REFERENCE / "chains.md").write_text(chains_page(), encoding="utf-8")
     (REFERENCE / "refused-combinations.md").write_text(refusals_page(), encoding="utf-8")

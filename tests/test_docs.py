@@ -11,6 +11,7 @@ import yaml
 
 import tvac_plugin
 from tvac_plugin.args import SafetyDefenseArgs
+from tvac_plugin.chain.recipe import ChainRecipe
 from tvac_plugin.cli import tvac
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ def generator():
 def test_generated_pages_are_current():
     pages = generator()
     assert (pages.REFERENCE / "settings.md").read_text() == pages.settings_page(), "run `make docs`"
+    assert (pages.REFERENCE / "chains.md").read_text() == pages.chains_page(), "run `make docs`"
     assert (pages.REFERENCE / "refused-combinations.md").read_text() == pages.refusals_page(), "run `make docs`"
 
 
@@ -42,9 +44,17 @@ def blocks():
 @pytest.mark.parametrize("block", blocks())
 def test_every_yaml_block_is_accepted_by_the_schema(block):
     recipe = yaml.safe_load(block)
+    if "stages" in recipe:
+        ChainRecipe.model_validate(recipe)
+        return
     ours = {key: value for key, value in recipe.items() if key in SafetyDefenseArgs.model_fields}
     assert SafetyDefenseArgs.model_validate(ours).safety_defense
     assert recipe.keys() <= {"plugins", *SafetyDefenseArgs.model_fields}
+
+
+def test_the_readme_s_table_is_a_chain_s(tmp_path):
+    header = ["run", "model", "harmful score %", "over refusal %", "benign %", "task %"]
+    assert "  ".join(header) in re.sub(r" {3,}", "  ", (ROOT / "README.md").read_text())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -53,7 +63,7 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["check", "verify", "tiny-world"])
+@pytest.mark.parametrize("name", ["check", "verify", "tiny-world", "run", "evaluate", "report"])
 def test_commands_in_the_docs_exist(name):
     assert f"axolotl tvac {name}" in TEXT
     assert name in tvac.commands

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from tvac_plugin.cli import tvac
 from tvac_plugin.tiny_world.builder import WorldError, WorldSettings, build
 from tvac_plugin.tiny_world.language import REFUSAL, World
-from tvac_plugin.tiny_world.scoring import load, score
 
 SMALL = WorldSettings(base_steps=2, alignment_hazards=12, probe_hazards=6, user_hazards=6, eval_hazards=6, task_rows=20)
 
@@ -87,17 +86,3 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     assert result.exit_code == 1
     assert "is not a tiny world" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_an_untrained_model_scores_nothing(world):
-    assert score(*load(world / "base"), world)[:3] == (0.0, 0.0, 0.0)
-
-
-def test_scores_before_training_say_what_to_run(tmp_path, world):
-    recipe = tmp_path / "r.yml"
-    recipe.write_text(f"base_model: {world / 'base'}\noutput_dir: {tmp_path / 'out'}\n")
-    result = CliRunner().invoke(tvac, ["tiny-scores", str(recipe)])
-    assert "no adapter here. Run `axolotl train` with this recipe first" in result.output
-    recipe.write_text(f"base_model: {tmp_path / 'base'}\n")
-    result = CliRunner().invoke(tvac, ["tiny-scores", str(recipe)])
-    assert "Run `axolotl tvac tiny-world --output" in result.output

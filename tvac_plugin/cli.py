@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -153,19 +154,7 @@ def tiny_world(output: Path, seed: int) -> None:
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
 
 
-@tvac.command(name="tiny-scores")
-@_RECIPE
-def tiny_scores(recipe: Path) -> None:
-    """Compare the tiny world's base model with what RECIPE trained, on held-out prompts."""
-    from tvac_plugin.tiny_world.summary import SummaryError, summarise
-
-    try:
-        click.echo(summarise(_read(recipe)))
-    except SummaryError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _read(recipe: Path) -> dict[str, object]:
+def _read(recipe: Path) -> dict[str, Any]:
     try:
         return read_recipe(recipe)
     except RecipeError as error:

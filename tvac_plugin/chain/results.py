@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tvac_plugin.chain.jobs import Job, Plan
+from tvac_plugin.chain.recipe import BASE
 from tvac_plugin.chain.state import JobState, write_json
 from tvac_plugin.provenance import TRACE_FILE, versions
 
@@ -98,6 +99,8 @@ def _differences(ours: Mapping[str, Measures], theirs: Mapping[str, Measures]) -
     """Differences in percentage points with a 95 % interval (Newcombe's, from the two rates' own intervals)."""
     differences: dict[str, Any] = {}
     for name, measures in ours.items():
+        if name == BASE:
+            continue
         for measure, a in measures.items():
             b = theirs.get(name, {}).get(measure)
             if b is None or a.get("prompts_sha256") != b.get("prompts_sha256") or a["judge"] != b["judge"]:

@@ -52,7 +52,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         "Rates in percent with 95 % intervals.",
         "",
-        *(f"- {s}" for s in [*_judges(results), *sentences(results)]),
+        *(f"- {s}" for s in [*sentences(results), *_judges(results)]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -67,7 +67,7 @@ def html(results: Mapping[str, Any]) -> str:
         measures=_measures(results),
         cell=cell,
         label=label,
-        sentences=[*_judges(results), *sentences(results)],
+        sentences=[*sentences(results), *_judges(results)],
         charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],
         recipes={job: json.dumps(facts["recipe"], indent=2) for job, facts in results["jobs"].items()},
     )

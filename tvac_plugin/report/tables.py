@@ -49,7 +49,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say and do not say, in words."""
     lines = []
     for entry in results["summary"]:
-        for name, measures in entry["against_none"].items():
+        for name, measures in reversed(entry["against_none"].items()):
             for measure, change in measures.items():
                 lines.append(_difference(label(entry["params"]), name, measure, change))
         threshold = results["asked"]["attack_threshold"]
