@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, concatenate_datasets
 
 from tvac_plugin.args import SimulatedUserConfig
+from tvac_plugin.files import write_json
 from tvac_plugin.overlap import prompt_keys, rows_hash
 from tvac_plugin.provenance import weight_hashes
 
@@ -77,9 +77,7 @@ def write_manifest(output_dir: Path, config: SimulatedUserConfig, facts: Mapping
         "data": dict(facts),
         "weights": weight_hashes(output_dir),
     }
-    temporary = output_dir / f"{USER_FILE}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(output_dir / USER_FILE)
+    write_json(output_dir / USER_FILE, manifest)
 
 
 def _disjoint(key: str, pool: Dataset, protected: Mapping[str, Dataset], *, drop: bool) -> list[int]:

@@ -66,6 +66,9 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
     from tvac_plugin.report.tables import evaluation_table
 
     settings = _read(recipe)
+    for model in models:
+        if "=" not in model:
+            raise click.ClickException(f"--model {model}: write NAME=PATH.")
     if models:
         settings["models"] = dict(model.split("=", 1) for model in models)
     if output_dir:
@@ -74,7 +77,7 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
         results = evaluate(EvaluateRecipe.model_validate(settings), rejudge=rejudge)
     except ValidationError as error:
         raise click.ClickException(f"{recipe}:\n" + "\n".join(f"- {line}" for line in explain(error))) from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(evaluation_table(results))
 
@@ -110,12 +113,12 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...]) -> None:
             click.echo(" ".join(job.command))
         return
     try:
-        states = run_plan(plan, say=click.echo)
-    except ChainBusyError as error:
-        raise click.ClickException(str(error)) from error
-    results = collect(plan, states)
+        results = collect(plan, run_plan(plan, say=click.echo))
+        page = write_report(plan.root)
+    except (ChainBusyError, OSError) as error:
+        raise click.ClickException(f"{error}. Mend that and run the same command again.") from error
     click.echo("\n" + chain_table(results))
-    click.echo(f"\nreport: {write_report(plan.root)}")
+    click.echo(f"\nreport: {page}")
     if any(cell["status"] != "finished" for cell in results["cells"]):
         raise click.ClickException("some cells failed; the table says why. Mend that and run the same command again.")
 

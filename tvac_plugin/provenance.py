@@ -6,7 +6,6 @@ that a later undefended run put in their place, no longer match it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,7 @@ import torch
 
 from tvac_plugin.args import DefenseConfig
 from tvac_plugin.defenses.base import Position, StepReport
+from tvac_plugin.files import sha256, write_json
 
 MANIFEST_FILE = "safety_defense.json"
 TRACE_FILE = "safety_trace.jsonl"
@@ -103,9 +103,7 @@ class RunRecord:
             "unperturbed_batches": int(self._num_unperturbed),
             "weights": weight_hashes(model_dir),
         }
-        temporary = model_dir / f"{MANIFEST_FILE}.tmp"
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(model_dir / MANIFEST_FILE)
+        write_json(model_dir / MANIFEST_FILE, manifest)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far and the settings they belong to, as JSON values."""
@@ -174,12 +172,7 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
 def weight_hashes(model_dir: Path) -> dict[str, str]:
     """SHA-256 of every weight file directly in `model_dir`, by file name."""
     files = sorted(path for path in model_dir.iterdir() if path.suffix in (".safetensors", ".bin"))
-    return {path.name: _sha256(path) for path in files if not path.name.startswith("training_args")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: sha256(path) for path in files if not path.name.startswith("training_args")}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -186,11 +187,22 @@ def wait_for_jobs(folder, count):
         time.sleep(0.02)
 
 
+def test_a_full_disk_ends_the_chain_with_one_sentence(chain, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "results.json")
+
+    monkeypatch.setattr("tvac_plugin.chain.runner.run_plan", full)
+    result = CliRunner().invoke(tvac, ["run", str(chain())])
+    assert result.exit_code == 1
+    assert "No space left on device: 'results.json'. Mend that and run the same command again." in result.output
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="already running. Wait for it"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="already running; wait for it"):
         fake.run(chain())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -80,6 +81,34 @@ def test_alpaca_is_the_prompt_that_axolotl_trains_with(workspace):
 
     assert rendered("do it") == next(iter(AlpacaPrompter().build_prompt("do it", "")))
     assert rendered("do it\n\n### Input:\nthis") == next(iter(AlpacaPrompter().build_prompt("do it", "this")))
+
+
+def test_an_adapter_is_loaded_on_the_model_it_is_for(workspace, tmp_path):
+    import torch
+
+    from tests.workspace import adapter, axolotl_train
+
+    output = axolotl_train(workspace.recipe(tmp_path / "out", lora_dropout=0.0))
+    base, trained = (Generator.load(path).model.state_dict() for path in (workspace.root / "base", output))
+    weights = adapter(output)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    # W + alpha / r * B A, LoRA's definition
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = base[name] + 4 / 2 * weights[f"{prefix}B.weight"] @ weights[f"{prefix}A.weight"]
+    torch.testing.assert_close(trained[name], expected)
+
+
+def test_a_full_disk_is_one_sentence_and_no_number(workspace, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "evaluation.json")
+
+    monkeypatch.setattr("tvac_plugin.evaluation.evaluate.write_json", full)
+    path = tmp_path / "e.yml"
+    path.write_text(yaml.safe_dump(recipe(workspace, tmp_path / "out")))
+    result = CliRunner().invoke(tvac, ["evaluate", str(path)])
+    assert result.exit_code == 1
+    assert "No space left on device: 'evaluation.json'" in result.output
+    assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch
 
 from tvac_plugin.chain.jobs import Job, Plan
 from tvac_plugin.chain.recipe import BASE
-from tvac_plugin.chain.state import JobState, write_json
+from tvac_plugin.chain.state import JobState
+from tvac_plugin.files import write_json
 from tvac_plugin.provenance import TRACE_FILE, versions
 
 RESULTS_FILE = "results.json"

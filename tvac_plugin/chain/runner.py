@@ -16,7 +16,8 @@ from shutil import rmtree
 from filelock import FileLock, Timeout
 
 from tvac_plugin.chain.jobs import Job, Plan, is_defended
-from tvac_plugin.chain.state import JobState, fingerprint, output_hash, read_state, write_json, write_state
+from tvac_plugin.chain.state import JobState, fingerprint, output_hash, read_state, write_state
+from tvac_plugin.files import write_json
 from tvac_plugin.provenance import ProvenanceError, verify
 
 RUNNING_FILE = "running.json"
@@ -47,7 +48,7 @@ def run_plan(plan: Plan, *, say: Callable[[str], None]) -> dict[str, JobState]:
                 states[job.id] = _settle(job, states, say=counted)
             return states
     except Timeout as error:
-        raise ChainBusyError(f"{plan.root}: this chain is already running. Wait for it, or stop it.") from error
+        raise ChainBusyError(f"{plan.root}: this chain is already running; wait for it, or stop it") from error
 
 
 def _counted(say: Callable[[str], None], count: str, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tvac_plugin.chain.jobs import Job
+from tvac_plugin.files import sha256, write_json
 from tvac_plugin.provenance import versions
 
 STATE_FILE = "stage.json"
@@ -66,16 +67,8 @@ def read_state(job: Job) -> JobState | None:
 
 
 def write_state(job: Job, state: JobState) -> None:
-    """Records how a job ended; the file appears whole or not at all."""
+    """Records how a job ended."""
     write_json(job.folder / STATE_FILE, state._asdict())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _local_files(job: Job) -> Iterator[str]:
@@ -100,4 +93,4 @@ def _file_hash(path: Path) -> str:
     stat = path.stat()
     if stat.st_size > _HASHED_WHOLE:
         return f"{stat.st_size} bytes, changed {stat.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)

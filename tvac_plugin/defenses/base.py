@@ -79,9 +79,6 @@ class StepReport:
 class Defense(ABC):
     """One alignment-stage defense, bound to one model."""
 
-    needs_harmful_data = False
-    """Whether `Host.harmful_batch` is ever called."""
-
     @abstractmethod
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """Computes the defended gradient of one micro-batch; leaves hooks and flags as it found them."""

@@ -27,8 +27,6 @@ from tvac_plugin.defenses.two_pass import gradients_at, joint_norm, perturbed_st
 class TVaccine(Defense):
     """Targeted Vaccine: probe, draw, perturb, train."""
 
-    needs_harmful_data = True
-
     def __init__(self, config: TVaccineConfig, model: nn.Module, *, seed: int) -> None:
         """Binds the defense to `model`; what is drawn depends on `seed`, the scores and the step alone.
 

@@ -15,6 +15,7 @@ from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
 from tvac_plugin.evaluation.rates import Rate, rate
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged
+from tvac_plugin.files import write_json
 from tvac_plugin.overlap import text_hash
 
 RESULTS_FILE = "evaluation.json"
@@ -45,10 +46,7 @@ def evaluate(recipe: EvaluateRecipe, *, rejudge: bool = False) -> dict[str, Any]
         "recipe": recipe.model_dump(),
         "models": {name: run.model(name, path) for name, path in models.items()},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f"{RESULTS_FILE}.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(output / RESULTS_FILE)
+    write_json(output / RESULTS_FILE, results)
     return results
 
 

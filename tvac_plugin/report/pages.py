@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from tvac_plugin.report.charts import Series, heat_map, line_chart
-from tvac_plugin.report.tables import cell, label, sentences
+from tvac_plugin.report.tables import cell, label, measure_names, sentences
 
 RESULTS_FILE = "results.json"
 
@@ -39,7 +39,7 @@ def write_report(chain_dir: Path) -> Path:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table and the sentences as Markdown."""
-    measures = _measures(results)
+    measures = measure_names(results)
     head = ["run", "model", *(f"{measure.replace('_', ' ')} %" for measure in measures)]
     rows = [
         [label(entry["params"]), name, *(cell(found[m]) if m in found else "" for m in measures)]
@@ -64,7 +64,7 @@ def html(results: Mapping[str, Any]) -> str:
     )
     return environment.get_template("page.html.j2").render(
         results=results,
-        measures=_measures(results),
+        measures=measure_names(results),
         cell=cell,
         label=label,
         sentences=[*sentences(results), *_judges(results)],
@@ -131,11 +131,3 @@ def _judges(results: Mapping[str, Any]) -> list[str]:
         for measure, rate in found.items()
     }
     return sorted(notes)
-
-
-def _measures(results: Mapping[str, Any]) -> list[str]:
-    names: dict[str, None] = {}
-    for entry in results["summary"]:
-        for found in entry["models"].values():
-            names |= dict.fromkeys(found)
-    return list(names)

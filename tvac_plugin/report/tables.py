@@ -32,7 +32,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def chain_table(results: Mapping[str, Any]) -> str:
     """One line per group of cells and model, with what differs and what failed below."""
-    rows, measures = [], _measures(results)
+    rows, measures = [], measure_names(results)
     for entry in results["summary"]:
         for name, found in entry["models"].items():
             rows.append([label(entry["params"]), name, *(cell(found[m]) if m in found else "" for m in measures)])
@@ -67,7 +67,8 @@ def _difference(run: str, model: str, measure: str, change: Mapping[str, Any]) -
     return f"{what} ({interval}){', within the noise' if change['within_noise'] else ''}."
 
 
-def _measures(results: Mapping[str, Any]) -> list[str]:
+def measure_names(results: Mapping[str, Any]) -> list[str]:
+    """All measures of a chain, in the order of its evaluation."""
     names: dict[str, None] = {}
     for entry in results["summary"]:
         for found in entry["models"].values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tvac_plugin.files import sha256, write_json
 from tvac_plugin.tiny_world.language import REFUSAL, Thing, World
 
 INDEX_FILE = "world.json"
@@ -88,7 +88,7 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
         (partial / f"{name}.jsonl").write_text(text, encoding="utf-8")
     _write_base_model(partial / "base", world, settings, show_progress=show_progress)
     index = {"format": FORMAT, "settings": asdict(settings), "files": _hashes(partial)}
-    (partial / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(partial / INDEX_FILE, index)
     if output.exists():
         shutil.rmtree(output)
     partial.replace(output)
@@ -136,7 +136,7 @@ def _is_built(output: Path, settings: WorldSettings) -> bool:
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX_FILE)
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _take(things: Iterator[Thing], count: int) -> list[Thing]:
