@@ -18,10 +18,10 @@ demo: $(READY)  ## Align the tiny world's model with and without T-Vaccine, atta
 	axolotl tvac run recipes/chain_tiny.yml
 
 test: $(READY)  ## The default tests: offline, no GPU
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## Tests that start the real commands, minutes each
-	python -m pytest -m slow
+	python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(READY)  ## Lint, format, types
 	ruff check .
