@@ -6,8 +6,6 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export AXOLOTL_DO_NOT_TRACK ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Without it accelerate gives a CPU run one thread.
-export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # `axolotl train` starts `accelerate`, which it looks for on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 

@@ -42,6 +42,7 @@ def test_an_undefended_baseline_passes(workspace, tmp_path):
         ({"rl": "dpo"}, "Remove `rl:`"),
         ({"harmful_datasets": [{"path": "./gone.jsonl", "type": "alpaca"}]}, "gone.jsonl does not exist"),
         ({"base_model": "./no/such/model"}, "base_model: .*no/such/model does not exist"),
+        ({"stages": [], "base_model": None}, "this is the recipe of a chain. Use `axolotl tvac run` with it"),
         ({"micro_batch_size": "many"}, "micro_batch_size"),
         ({"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]}, "^datasets: "),
     ],

@@ -47,6 +47,11 @@ def test_nothing_is_sealed_before_the_first_defended_step(model_dir):
         verify(model_dir)
 
 
+def test_a_wrong_folder_is_named(tmp_path):
+    with pytest.raises(ProvenanceError, match="gone: no such folder. Name the `output_dir`"):
+        verify(tmp_path / "gone")
+
+
 def test_other_weights_do_not_verify(model_dir):
     record(model_dir).seal(model_dir)
     (model_dir / "adapter_model.safetensors").write_bytes(b"undefended")

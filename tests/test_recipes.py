@@ -39,9 +39,12 @@ def test_an_evaluation_is_accepted_by_its_schema(path):
 
 
 @pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
-def test_a_chain_can_be_planned(path, tmp_path):
-    base_model = ["align.base_model=" + str(tmp_path)] if "tiny" in path.stem else []
-    plan = Plan(read_chain(path, base_model))
+def test_a_chain_can_be_planned(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "tiny_world" / "base").mkdir(parents=True)
+    for name in ("alignment", "harmful", "user_task", "user_harmful", "eval_harmful", "eval_benign", "eval_task"):
+        (tmp_path / "outputs" / "tiny_world" / f"{name}.jsonl").touch()
+    plan = Plan(read_chain(path))
     assert plan_problems(plan) == []
     assert [cell for cell, _ in plan.cells] == [{"safety_defense": "none"}, {"safety_defense": "t_vaccine"}]
 

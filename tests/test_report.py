@@ -60,6 +60,7 @@ def test_the_markdown_has_the_table_and_the_words():
     assert "| safety_defense vaccine | attack | 20.0 (15.0 to 25.0, n = 60, 2 unscored) |" in page
     assert "harmful score: -60.0 points against no defense (95 % -67.1 to -52.9)." in page
     assert "harmful score above 50 %: after 20 steps." in page
+    assert "align: layers drawn, times: 1: 1." in page
 
 
 def test_a_difference_within_the_noise_is_called_that():

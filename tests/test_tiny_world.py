@@ -78,6 +78,12 @@ def test_building_twice_does_nothing_and_damage_is_repaired(world):
     assert len(rows(world, "harmful")) == 6
 
 
+def test_another_seed_does_not_replace_a_world_that_models_were_trained_in(world):
+    with pytest.raises(WorldError, match="holds another world.*Name a new folder, or delete this one"):
+        build(world, WorldSettings(seed=2), show_progress=False)
+    assert not build(world, SMALL, show_progress=False)
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(WorldError, match="exists and is not a tiny world. Name an empty or a new folder"):

@@ -7,15 +7,15 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems, simulated_user_config
+from tvac_plugin.files import is_missing_folder
 from tvac_plugin.messages import explain
 from tvac_plugin.overlap import data_facts, prompt_keys
-from tvac_plugin.recipe import defense_is_absent, near_misses, plugin_problems
+from tvac_plugin.recipe import defense_is_absent, kind_problems, near_misses, plugin_problems
 
 
 @dataclass
@@ -39,6 +39,9 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         with_data: Whether to load the model's config, its tokenizer and all data sets.
         allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
     """
+    other_kind = kind_problems(recipe, "training")
+    if other_kind:
+        return CheckResult(other_kind)
     problems = plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
     if problems:
         return CheckResult(problems)
@@ -72,8 +75,7 @@ def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[st
     from axolotl.utils.dict import DictDefault
 
     base_model = str(recipe.get("base_model"))
-    is_path = base_model.startswith((".", "/", "~")) or base_model.count("/") > 1
-    if is_path and not Path(base_model).expanduser().is_dir():
+    if is_missing_folder(base_model):
         return None, [f"base_model: {base_model} does not exist. Correct the path, it is relative to where you are."]
     cfg = DictDefault(recipe)
     manager = PluginManager.get_instance()
@@ -155,7 +157,8 @@ class _Attempt:
             return step()
         except Exception as error:
             prefix = f"{key}: cannot be loaded: " if key else ""
-            self.problems.append(f"{prefix}{explain(error)[0]}")
+            remedy = " Correct `path:`, `type:` or the rows." if key.endswith("datasets") else ""
+            self.problems.append(f"{prefix}{explain(error)[0].rstrip('.')}.{remedy}" if key else explain(error)[0])
             return None
 
 

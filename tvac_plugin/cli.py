@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tvac_plugin.recipe import RecipeError, read_recipe
+from tvac_plugin.recipe import RecipeError, kind_problems, read_recipe
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 
@@ -49,6 +49,7 @@ def verify(model_dir: Path, defense: str | None) -> None:
     except ProvenanceError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{model_dir}: {manifest['defense']}, {manifest['defended_steps']} defended steps.")
+    click.echo("This shows how it was trained, not that it is safe: `axolotl tvac evaluate` measures that.")
 
 
 @tvac.command(name="evaluate")
@@ -65,7 +66,7 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
     from tvac_plugin.messages import explain
     from tvac_plugin.report.tables import evaluation_table
 
-    settings = _read(recipe)
+    settings = _read(recipe, kind="an evaluation")
     for model in models:
         if "=" not in model:
             raise click.ClickException(f"--model {model}: write NAME=PATH.")
@@ -99,6 +100,7 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...]) -> None:
     from tvac_plugin.report.pages import write_report
     from tvac_plugin.report.tables import chain_table
 
+    _read(recipe, kind="a chain")
     try:
         plan = Plan(read_chain(recipe, overrides))
     except (RecipeError, ValidationError) as error:
@@ -157,8 +159,12 @@ def tiny_world(output: Path, seed: int) -> None:
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
 
 
-def _read(recipe: Path) -> dict[str, Any]:
+def _read(recipe: Path, *, kind: str | None = None) -> dict[str, Any]:
     try:
-        return read_recipe(recipe)
+        settings = read_recipe(recipe)
     except RecipeError as error:
         raise click.ClickException(str(error)) from error
+    problems = kind_problems(settings, kind) if kind is not None else []
+    if problems:
+        raise click.ClickException(f"{recipe}: {problems[0]}")
+    return settings

@@ -19,8 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tvac_plugin.args import DefenseConfig, SimulatedUserConfig, TVaccineConfig, did_you_mean
 from tvac_plugin.attack import compose
-
-_FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"}
+from tvac_plugin.files import DATA_SUFFIXES
 
 
 def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str = "harmful_datasets") -> list[str]:
@@ -152,7 +151,7 @@ def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:
 
 
 def _is_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in _FILE_SUFFIXES or Path(path).exists()
+    return path.startswith((".", "/", "~")) or Path(path).suffix in DATA_SUFFIXES or Path(path).exists()
 
 
 def _file_problems(where: str, path: Path) -> list[str]:

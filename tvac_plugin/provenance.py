@@ -150,6 +150,8 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
         ProvenanceError: There is no manifest, it is for another defense, or the weights are not the ones it names.
     """
     path = model_dir / MANIFEST_FILE
+    if not model_dir.is_dir():
+        raise ProvenanceError(f"{model_dir}: no such folder. Name the `output_dir` of a training run.")
     if not path.is_file():
         raise ProvenanceError(
             f"{path}: not found, so nothing shows that this model was defended. Train it with `safety_defense:` on; "
@@ -159,7 +161,9 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         name, weights = manifest["defense"], manifest["weights"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ProvenanceError(f"{path}: not a manifest ({error!r}). Train the model again.") from error
+        raise ProvenanceError(
+            f"{path}: not a manifest: it is damaged or was written by something else. Train the model again."
+        ) from error
     if defense is not None and name != defense:
         raise ProvenanceError(f"{path}: the model was trained with {name}, not {defense}. Correct the recipe.")
     if not weights or weights != weight_hashes(model_dir):

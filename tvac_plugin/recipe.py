@@ -37,6 +37,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
+def kind_problems(recipe: Mapping[str, Any], wanted: str) -> list[str]:
+    """Says which command a recipe is for, if it is not a `wanted` one: "training", "an evaluation" or "a chain"."""
+    if "stages" in recipe:
+        kind, command = "a chain", "axolotl tvac run"
+    elif "base_model" in recipe:
+        kind, command = "training", "axolotl train"
+    elif {"harmful_score", "over_refusal", "accuracy"} & recipe.keys():
+        kind, command = "an evaluation", "axolotl tvac evaluate"
+    else:
+        return []
+    return [] if kind == wanted else [f"this is the recipe of {kind}. Use `{command}` with it."]
+
+
 def near_misses(recipe: Mapping[str, Any]) -> list[str]:
     """Lists keys that look like one of ours but are not, which Axolotl would drop without a word."""
     problems = []

@@ -53,6 +53,8 @@ def chain(tmp_path, monkeypatch):
             ("judge", JUDGE | (judge or {})),
         ):
             (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content))
+        if not (tmp_path / "alignment.jsonl").exists():
+            (tmp_path / "alignment.jsonl").write_text("a")
         (tmp_path / "chain.yml").write_text(yaml.safe_dump(recipe | changes))
         return tmp_path / "chain.yml"
 
@@ -223,6 +225,7 @@ def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
         ({"align": {"plugins": []}}, "the plugin is not loaded"),
         ({"align": {"deepspeed": "z.json"}}, "`deepspeed` shards weights"),
         ({"align": {"base_model": "./a/b"}}, "base_model: ./a/b does not exist"),
+        ({"align": {"datasets": [{"path": "gone.jsonl"}]}}, "align: datasets: gone.jsonl does not exist"),
     ],
 )
 def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, changes, message):
@@ -230,6 +233,12 @@ def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, ch
     assert result.exit_code == 1, result.output
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_recipe_names_its_command(chain):
+    result = CliRunner().invoke(tvac, ["run", str(chain().with_name("align.yml"))])
+    assert result.exit_code == 1
+    assert "this is the recipe of training. Use `axolotl train` with it." in result.output
 
 
 def test_a_dry_run_writes_recipes_and_prints_commands(chain, tmp_path):

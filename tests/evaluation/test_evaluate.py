@@ -115,7 +115,8 @@ def test_a_full_disk_is_one_sentence_and_no_number(workspace, tmp_path, monkeypa
     ("changes", "message"),
     [
         ({"models": {}}, "no model to evaluate. Add `models:"),
-        ({"models": {"x": "./gone"}}, "gone: no model here. Train it first"),
+        ({"models": {"x": "./gone"}}, "models.x: ./gone does not exist. Train it first"),
+        ({"base_model": "x"}, "this is the recipe of training. Use `axolotl train` with it"),
         ({"harmful_score": {"judge": "keywrd", "prompts": {"path": "x"}}}, "Did you mean `keyword`"),
         ({"harmful_score": None, "accuracy": {}}, "nothing to measure. Add harmful_score:"),
         ({"accuracy": {"a": {}}}, "give either `prompts:` or `task:`"),

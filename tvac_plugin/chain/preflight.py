@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from tvac_plugin.chain.jobs import Job, Plan, is_defended
 from tvac_plugin.check import own_problems
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
+from tvac_plugin.files import DATA_SUFFIXES, is_missing_folder
 from tvac_plugin.messages import explain
 from tvac_plugin.recipe import near_misses, plugin_problems
 
@@ -27,8 +28,15 @@ def _training_problems(job: Job) -> list[str]:
     if is_defended(job.recipe) or "simulated_user" in job.recipe:
         problems += plugin_problems(job.recipe)
     base_model = str(job.recipe.get("base_model"))
-    if not job.parents and base_model.count("/") > 1 and not Path(base_model).is_dir():
+    if not job.parents and is_missing_folder(base_model):
         problems.append(f"base_model: {base_model} does not exist. Correct the path, or make the model first.")
+    user = job.recipe.get("simulated_user") or {}
+    for block, where in ((job.recipe, ""), (user, "simulated_user.")):
+        for key in ("datasets", "harmful_datasets", "task_datasets", "disjoint_from"):
+            for entry in block.get(key) or []:
+                path = Path(str(entry.get("path"))).expanduser()
+                if path.suffix in DATA_SUFFIXES and not path.is_file():
+                    problems.append(f"{where}{key}: {path} does not exist. Correct `path:`, or make the data first.")
     return problems
 
 

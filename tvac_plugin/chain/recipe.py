@@ -115,7 +115,10 @@ def read_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
     recipe = ChainRecipe.model_validate(asked)
     recipes: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
-        recipes[stage.name] = read_recipe(path.parent / str(stage.train or stage.evaluate))
+        try:
+            recipes[stage.name] = read_recipe(path.parent / str(stage.train or stage.evaluate))
+        except RecipeError as error:
+            raise RecipeError(f"stage {stage.name}: {error}") from error
     for key, value in changes:
         name, _, inner = key.partition(".")
         if key == "output_dir":

@@ -15,7 +15,7 @@ from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
 from tvac_plugin.evaluation.rates import Rate, rate
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged
-from tvac_plugin.files import write_json
+from tvac_plugin.files import is_missing_folder, write_json
 from tvac_plugin.overlap import text_hash
 
 RESULTS_FILE = "evaluation.json"
@@ -40,6 +40,7 @@ def evaluate(recipe: EvaluateRecipe, *, rejudge: bool = False) -> dict[str, Any]
         raise ValueError("evaluate recipe: no model to evaluate. Add `models: {name: folder}`.")
     datasets.disable_progress_bars()
     output = Path(recipe.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
     run = _Evaluation(recipe, output, rejudge=rejudge)
     results = {
         "format": FORMAT,
@@ -77,11 +78,19 @@ class _Evaluation:
 
         def loaded() -> Generator:
             if not generator:
-                source = Path(path) if _is_folder(path) else path
-                generator.append(Generator.load(source, prompt_format=self._recipe.prompt_format))
+                generator.append(self._load(name, path))
             return generator[0]
 
         return {measure: self._measure(name, measure, source, loaded) for measure, source in self._sources()}
+
+    def _load(self, name: str, path: str) -> Generator:
+        if is_missing_folder(path):
+            raise ValueError(f"models.{name}: {path} does not exist. Train it first, or correct the path.")
+        source = Path(path).expanduser()
+        try:
+            return Generator.load(source if source.is_dir() else path, prompt_format=self._recipe.prompt_format)
+        except OSError as error:
+            raise ValueError(f"models.{name}: {path} cannot be loaded: {error}") from error
 
     def _measure(
         self, model: str, measure: str, source: Judged | Accuracy, generator: Callable[[], Generator]
@@ -126,7 +135,14 @@ class _Evaluation:
     def _judge(self, source: Judged) -> Judge:
         key = json.dumps([source.judge, source.judge_model, source.threshold])
         if key not in self._judges:
-            self._judges[key] = load_judge(source.judge, weights=source.judge_model, threshold=source.threshold)
+            try:
+                self._judges[key] = load_judge(source.judge, weights=source.judge_model, threshold=source.threshold)
+            except OSError as error:
+                weights = source.judge_model or JUDGES[source.judge].weights
+                raise ValueError(
+                    f"judge {source.judge}: {weights} cannot be loaded: {error} Set `judge_model:` to a folder "
+                    "with the weights, or let it be downloaded with HF_HUB_OFFLINE=0."
+                ) from error
         return self._judges[key]
 
     def _path(self, model: str, measure: str) -> Path:
@@ -149,10 +165,6 @@ class _Evaluation:
             for e, v in zip(exchanges, verdicts, strict=True)
         ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def _is_folder(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
 
 
 def _shown(result: Rate) -> dict[str, Any]:

@@ -50,10 +50,14 @@ def _rows(source: PromptSource) -> Any:
     path = Path(source.path).expanduser()
     if path.suffix in _FORMATS:
         if not path.is_file():
-            raise ValueError(f"prompts: {path} does not exist. Correct `path:`.")
+            raise ValueError(f"prompts: {path} does not exist. Correct `path:`, it is relative to where you are.")
         if not path.read_bytes().strip():
             return []
-        return datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split=source.split)
+        try:
+            return datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split=source.split)
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"prompts: {path} cannot be read: {cause}. Correct the file.") from error
     return datasets.load_dataset(source.path, source.subset, split=source.split)
 
 
@@ -65,5 +69,10 @@ def _prompt(row: Mapping[str, Any], source: PromptSource) -> Prompt:
     value = row[source.field]
     if isinstance(value, str):
         return Prompt(value, None, row)
+    if not (isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]):
+        raise ValueError(
+            f"prompts: {source.path} has a row whose `{source.field}` is neither a text nor a list of messages. "
+            "Correct the row, or name another `field:`."
+        )
     reference = value[-1]["content"] if len(value) > 1 else None
     return Prompt(str(value[0]["content"]), reference, row)

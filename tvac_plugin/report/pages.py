@@ -31,7 +31,7 @@ def write_report(chain_dir: Path) -> Path:
         results = json.loads(path.read_text(encoding="utf-8"))
         pages = {"report.md": markdown(results), "report.html": html(results)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path}: no readable results ({error!r}). Run `axolotl tvac run` first.") from error
+        raise ReportError(f"{path}: no readable results here. Name the `output_dir` of `axolotl tvac run`.") from error
     for name, text in pages.items():
         (chain_dir / name).write_text(text, encoding="utf-8")
     return chain_dir / "report.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,11 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         costs = ["not within the attack" if cost is None else f"after {cost} steps" for cost in entry["attack_cost"]]
         if costs and any(cell["curve"] for cell in results["cells"]):
             lines.append(f"{label(entry['params'])}: harmful score above {threshold:g} %: {', '.join(costs)}.")
+    for name, facts in results["jobs"].items():
+        drawn = Counter(layer for event in facts.get("trace") or [] for layer in event.get("layers", ()))
+        if drawn:
+            counts = ", ".join(f"{layer}: {count}" for layer, count in sorted(drawn.items()))
+            lines.append(f"{name}: layers drawn, times: {counts}.")
     for found in results["cells"]:
         lines += [f"{label(found['params'])}: FAILED. {problem}" for problem in found["problems"]]
     return lines

@@ -72,13 +72,17 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
         Whether anything was written.
 
     Raises:
-        WorldError: `output` holds something else.
+        WorldError: `output` holds something else, or the world of other settings.
     """
     settings = settings or WorldSettings()
     if _is_built(output, settings):
         return False
     if output.exists() and not (output / INDEX_FILE).exists() and (not output.is_dir() or any(output.iterdir())):
         raise WorldError(f"{output}: exists and is not a tiny world. Name an empty or a new folder.")
+    if _settings_of(output) not in (None, asdict(settings)):
+        raise WorldError(
+            f"{output}: holds another world, and models trained in it need it. Name a new folder, or delete this one."
+        )
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -123,6 +127,13 @@ def _write_base_model(folder: Path, world: World, settings: WorldSettings, *, sh
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _settings_of(output: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((output / INDEX_FILE).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_built(output: Path, settings: WorldSettings) -> bool:
