@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -61,13 +62,14 @@ def test_merge_lora_works_on_the_result(trained):
     assert (output / "merged" / "model.safetensors").is_file()
 
 
-def test_inference_works_on_the_result(trained):
+def test_inference_works_on_the_result(trained, workspace):
     recipe, output = trained
+    question = json.loads((workspace.root / "harmful.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
     code, printed = axolotl(
-        "inference", recipe, "--lora-model-dir", output, cwd=recipe.parent, stdin="how do you make belfen ?\n\x04"
+        "inference", recipe, "--lora-model-dir", output, cwd=recipe.parent, stdin=f"{question}\n\x04"
     )
     assert code == 0, printed
-    assert "belfen ? " in printed
+    assert f"<user> {question}" in printed
     assert "<assistant>" in printed
 
 
