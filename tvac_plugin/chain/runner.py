@@ -16,7 +16,7 @@ from shutil import rmtree
 from filelock import FileLock, Timeout
 
 from tvac_plugin.chain.jobs import Job, Plan, is_defended
-from tvac_plugin.chain.state import JobState, fingerprint, output_hash, read_state, write_state
+from tvac_plugin.chain.state import STATE_FILE, JobState, fingerprint, output_hash, read_state, write_state
 from tvac_plugin.files import write_json
 from tvac_plugin.provenance import ProvenanceError, verify
 
@@ -82,7 +82,7 @@ def _settle(job: Job, states: dict[str, JobState], *, say: Callable[[str], None]
 
 def _run(job: Job, wanted: str) -> JobState:
     rmtree(job.output, ignore_errors=True)
-    (job.folder / "stage.json").unlink(missing_ok=True)
+    (job.folder / STATE_FILE).unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
     started = time.monotonic()
