@@ -7,6 +7,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tvac_plugin.defenses.base import Pair
+
 VOCABULARY = 40
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -26,6 +28,7 @@ _EXTRA = {
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0, "attention_dropout": 0.0},
     "phi3": {"attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "gemma2": {"query_pre_attn_scalar": 8},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False},
     "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
 }
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "opt", "gpt_neox")
@@ -71,3 +74,20 @@ def random_batch(*, seed: int = 0, rows: int = 3, length: int = 8, prompt: int =
     labels = ids.clone()
     labels[:, :prompt] = -100
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def precise_gpt2() -> nn.Module:
+    """A random GPT-2 in float64, which unlike Llama takes no norm in float32."""
+    return tiny_model("gpt2").double()
+
+
+def random_pair(*, seed: int = 0, rows: int = 3, prompt: int = 3) -> Pair:
+    """The same prompts with two answers of different lengths, padded."""
+    harmful, refusal = (random_batch(seed=seed + i, rows=rows, prompt=prompt) for i in (0, 100))
+    refusal["input_ids"][:, :prompt] = harmful["input_ids"][:, :prompt]
+    refusal["input_ids"][:, prompt + 1] = harmful["input_ids"][:, prompt + 1]
+    refusal["labels"] = refusal["input_ids"].clone()
+    refusal["labels"][:, :prompt] = -100
+    for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        refusal[name][:, -2:] = fill
+    return Pair(harmful, refusal)

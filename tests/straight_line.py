@@ -63,3 +63,71 @@ class PlainLlama:
         zeros = {layer: torch.zeros(shape, requires_grad=True) for layer in layers}
         gradients = torch.autograd.grad(self.loss(batch, zeros), list(zeros.values()))
         return dict(zip(layers, gradients, strict=True))
+
+
+class PlainGPT2:
+    """GPT-2's forward pass as a function of a dictionary of weights, in any precision."""
+
+    def __init__(self, model: torch.nn.Module, *, num_layers: int, num_heads: int) -> None:
+        self.weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+        self.num_layers, self.num_heads = num_layers, num_heads
+
+    def forward(self, weights, ids: Tensor, eps=()) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits, the residual stream at each depth (the last one normed), and each feed-forward output."""
+
+        def linear(x: Tensor, name: str) -> Tensor:
+            return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+        def norm(x: Tensor, name: str) -> Tensor:
+            centred = x - x.mean(-1, keepdim=True)
+            scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+        x = weights["transformer.wte.weight"][ids] + weights["transformer.wpe.weight"][: ids.shape[1]]
+        depths, feed_forwards = [], []
+        for layer in range(self.num_layers):
+            depths.append(x)
+            name = f"transformer.h.{layer}"
+            q, k, v = (
+                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                for part in linear(norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn").chunk(3, dim=-1)
+            )
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
+            mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+            x = x + linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.c_proj") + (eps[layer] if len(eps) else 0)
+            h = F.gelu(linear(norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc"), approximate="tanh")
+            feed_forwards.append(linear(h, f"{name}.mlp.c_proj"))
+            x = x + feed_forwards[-1]
+        depths.append(norm(x, "transformer.ln_f"))
+        return depths[-1] @ weights["lm_head.weight"].T, depths, feed_forwards
+
+    def head(self, weights, hidden: Tensor) -> Tensor:
+        """What the head reads from the middle of the model."""
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        normed = scaled * weights["transformer.ln_f.weight"] + weights["transformer.ln_f.bias"]
+        return normed @ weights["lm_head.weight"].T
+
+    def loss(self, weights, batch, eps=()) -> Tensor:
+        """Mean over labelled tokens of -log p."""
+        return -torch.stack(answer_log_probabilities(self.forward(weights, batch["input_ids"], eps)[0], batch)).mean()
+
+    def gradient(self, weights, batch) -> dict[str, Tensor]:
+        """Gradient of `loss` by every weight."""
+        return gradient(self.loss(weights, batch), weights)
+
+
+def gradient(loss: Tensor, weights) -> dict[str, Tensor]:
+    """Gradient of `loss` by every weight."""
+    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+
+def answer_log_probabilities(logits: Tensor, batch) -> list[Tensor]:
+    """log p of every labelled token, one by one."""
+    return [
+        logits[row, position - 1].log_softmax(-1)[batch["labels"][row, position]]
+        for row in range(len(logits))
+        for position in range(1, logits.shape[1])
+        if batch["labels"][row, position] != -100
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tvac_plugin.args import SafetyDefenseArgs, TVaccineConfig, VaccineConfig, defense_config
+from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, TVaccineConfig, VaccineConfig, defense_config
 
 HARMFUL = [{"path": "harmful.jsonl", "type": "alpaca"}]
 
@@ -30,7 +30,7 @@ def test_defaults_are_the_papers():
     assert VaccineConfig().model_dump() == {"rho": 2.0, "perturb": "attention", "rho_scope": "batch"}
 
 
-@pytest.mark.parametrize("config", [TVaccineConfig, VaccineConfig])
+@pytest.mark.parametrize("config", DEFENSE_CONFIGS.values())
 def test_every_field_is_described_with_its_default(config):
     for name, field in config.model_fields.items():
         assert f"Default {str(field.default).removesuffix('.0')}" in field.description, name
@@ -79,7 +79,7 @@ def test_an_unknown_key_in_a_block_names_the_nearest():
         ("t-vaccine", "Did you mean `t_vaccine`"),
         ("tvaccine", "Did you mean `t_vaccine`"),
         ("T_Vaccine", "Did you mean `t_vaccine`"),
-        ("shield", "Use one of: none, t_vaccine, vaccine"),
+        ("shield", "Use one of: none, t_vaccine, vaccine, random_noise"),
         (True, "Use one of"),
     ],
 )
@@ -89,7 +89,7 @@ def test_an_unknown_defense_names_the_nearest(value, message):
 
 
 def test_t_vaccine_without_harmful_data_shows_the_entry_to_add():
-    with pytest.raises(ValidationError, match=r"needs harmful data.*Add `harmful_datasets: \[\{path: harmful.jsonl"):
+    with pytest.raises(ValidationError, match=r"needs harmful prompts.*Add `harmful_datasets: \[\{path: harmful.jsonl"):
         validate(safety_defense="t_vaccine")
     validate(safety_defense="vaccine")
 

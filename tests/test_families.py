@@ -26,8 +26,8 @@ def test_one_step_trains_only_the_drawn_layers(family, adapter, checkpointing):
     host = DirectHost(model, [random_batch(seed=9)])
     report = defense.step(host, random_batch(), Position(0, True))
     assert len(find_blocks(model)) == 4
-    assert report.perturbation_norm.item() == pytest.approx(0.1, rel=1e-4)
-    assert report.loss > report.clean_loss, "the perturbation is meant to raise the loss"
+    assert report.norms["perturbation_norm"].item() == pytest.approx(0.1, rel=1e-4)
+    assert report.loss > report.losses["clean_loss"], "the perturbation is meant to raise the loss"
     blocks = find_blocks(model)
     drawn = [p for b in blocks if b.index in report.active_layers for p in b.layer.parameters() if p.requires_grad]
     others = [p for p in model.parameters() if p.requires_grad and not any(p is d for d in drawn)]

@@ -17,20 +17,20 @@ def test_the_prompt_ends_at_the_first_label():
 
 
 def test_shared_prompts_are_counted():
-    facts = data_facts([row([1], [2]), row([3], [4])], [row([1], [9]), row([5], [6])])
+    facts = data_facts([row([1], [2]), row([3], [4])], {"harmful_datasets": [row([1], [9]), row([5], [6])]})
     assert facts["shared_prompts"] == 1
-    assert facts["alignment"]["rows"] == facts["harmful"]["rows"] == 2
+    assert facts["datasets"]["rows"] == facts["harmful_datasets"]["rows"] == 2
 
 
 def test_the_order_of_rows_does_not_matter_but_their_number_does():
     first, second = row([1], [2]), row([3], [4])
-    hashes = [data_facts(rows, None)["alignment"]["sha256"] for rows in ([first, second], [second, first], [first])]
+    hashes = [data_facts(rows, {})["datasets"]["sha256"] for rows in ([first, second], [second, first], [first])]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_training_on_a_harmful_answer_is_refused():
     with pytest.raises(ValueError, match=r"1 rows of harmful_datasets, harmful answer included.*`split:`"):
-        data_facts([row([1], [2]), row([3], [4])], [row([1], [2])])
+        data_facts([row([1], [2]), row([3], [4])], {"harmful_datasets": [row([1], [2])]})
 
 
 def test_rows_without_masked_prompt_are_compared_whole():

@@ -26,10 +26,10 @@ def test_a_defended_run_leaves_adapter_manifest_and_trace(workspace, tmp_path):
     manifest = verify(output, defense="t_vaccine")
     assert manifest["defended_steps"] == 4
     assert manifest["hook_fires"] == 8
-    assert manifest["unperturbed_batches"] == 0
+    assert manifest["idle_batches"] == 0
     assert manifest["settings"]["rho"] == 1.0
-    assert manifest["data"]["alignment"]["rows"] == 24
-    assert manifest["data"]["harmful"]["rows"] == 12
+    assert manifest["data"]["datasets"]["rows"] == 24
+    assert manifest["data"]["harmful_datasets"]["rows"] == 12
     assert manifest["data"]["shared_prompts"] == 0
     events = [(line["step"], line["event"]) for line in trace(output)]
     assert events == [
@@ -94,7 +94,7 @@ def test_features_of_the_host_work(workspace, tmp_path, variant):
     output = axolotl_train(workspace.recipe(tmp_path / "out", **changes))
     manifest = verify(output)
     assert manifest["defended_steps"] == 4
-    assert manifest["unperturbed_batches"] == 0
+    assert manifest["idle_batches"] == 0
     assert manifest["hook_fires"] == 8 * changes.get("gradient_accumulation_steps", 1)
     losses = [line for line in trace(output) if line["event"] == "step"]
     assert len(losses) == 4

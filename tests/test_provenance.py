@@ -18,8 +18,8 @@ def record(output, *, steps=1, norm=1.0):
     for step in range(steps):
         report = StepReport(
             loss=torch.tensor(1.0),
-            clean_loss=torch.tensor(0.9),
-            perturbation_norm=torch.tensor(norm),
+            losses={"clean_loss": torch.tensor(0.9)},
+            norms={"perturbation_norm": torch.tensor(norm)},
             active_layers=(0, 2),
             num_fired=2,
             events=[{"event": "draw", "layers": [0, 2]}],
@@ -81,7 +81,7 @@ def test_a_new_run_removes_the_old_manifest_and_trace(model_dir):
 
 def test_batches_without_perturbation_are_counted(model_dir):
     record(model_dir, steps=2, norm=0.0).seal(model_dir)
-    assert verify(model_dir)["unperturbed_batches"] == 2
+    assert verify(model_dir)["idle_batches"] == 2
 
 
 def test_the_trace_is_cut_back_to_the_checkpoint(model_dir):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tvac_plugin.args import defense_config, simulated_user_config
+from tvac_plugin.args import DATA_KEYS, DEFENSE_CONFIGS, defense_config, simulated_user_config
 from tvac_plugin.chain.jobs import Plan
 from tvac_plugin.chain.preflight import plan_problems
 from tvac_plugin.chain.recipe import read_chain
@@ -19,7 +19,7 @@ RECIPES = sorted(Path(__file__).parent.parent.joinpath("recipes").glob("*.yml"))
 
 TRAINING = [path for path in RECIPES if "base_model" in read_recipe(path)]
 EVALUATIONS = [path for path in RECIPES if path.stem.startswith("evaluate_")]
-CHAINS = [path for path in RECIPES if path.stem.startswith("chain_")]
+CHAINS = [path for path in RECIPES if "stages" in read_recipe(path)]
 
 
 def test_every_recipe_is_of_one_kind():
@@ -42,11 +42,48 @@ def test_an_evaluation_is_accepted_by_its_schema(path):
 def test_a_chain_can_be_planned(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "tiny_world" / "base").mkdir(parents=True)
-    for name in ("alignment", "harmful", "user_task", "user_harmful", "eval_harmful", "eval_benign", "eval_task"):
+    for name in (
+        "alignment",
+        "harmful",
+        "refusals",
+        "user_task",
+        "user_harmful",
+        "eval_harmful",
+        "eval_benign",
+        "eval_task",
+    ):
         (tmp_path / "outputs" / "tiny_world" / f"{name}.jsonl").touch()
     plan = Plan(read_chain(path))
     assert plan_problems(plan) == []
-    assert [cell for cell, _ in plan.cells] == [{"safety_defense": "none"}, {"safety_defense": "t_vaccine"}]
+    assert {cell["safety_defense"] for cell, _ in plan.cells} >= {"none", "t_vaccine"}
+
+
+def test_the_comparison_has_every_defense_and_three_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = [cell for cell, _ in Plan(read_chain(RECIPES[0].parent / "compare_tiny.yml")).cells]
+    used = {value for cell in cells for value in cell.values() if value in DEFENSE_CONFIGS}
+    assert used == DEFENSE_CONFIGS.keys()
+    assert {cell["seed"] for cell in cells} == {1, 2, 3}
+    assert any("extrapolate.coefficient" in cell for cell in cells)
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama"])
+@pytest.mark.parametrize("name", sorted(DEFENSE_CONFIGS.keys() - {"t_vaccine"}))
+def test_every_defense_has_a_recipe_that_differs_in_the_defense_alone(name, size):
+    origin = "attack" if name == "lisa" else "tvaccine"
+    ours, theirs = (read_recipe(RECIPES[0].parent / f"{stem}_{size}.yml") for stem in (name, origin))
+    assert ours["safety_defense"] == name
+    for recipe in (ours, theirs):
+        for key in ("safety_defense", "output_dir", *DATA_KEYS, *DEFENSE_CONFIGS):
+            recipe.pop(key, None)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", DEFENSE_CONFIGS)
+def test_switching_the_line_of_the_tiny_recipe_is_enough(name, tmp_path):
+    recipe = read_recipe(RECIPES[0].parent / ("attack_tiny.yml" if name == "lisa" else "tvaccine_tiny.yml"))
+    changes = {"base_model": str(tmp_path), "safety_defense": name}
+    assert check_recipe(recipe | changes, with_data=False).problems == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

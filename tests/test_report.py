@@ -8,10 +8,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from tvac_plugin.chain.results import summarise
+from tvac_plugin.chain.summary import summarise
 from tvac_plugin.cli import tvac
 from tvac_plugin.report.charts import Series, heat_map, line_chart
 from tvac_plugin.report.pages import html, markdown
+from tvac_plugin.report.tables import label
 
 EVIL = '<script>alert("x")</script>'
 
@@ -23,9 +24,12 @@ def rated(percent, *, judge="exact", prompts="p"):
     }  # fmt: skip
 
 
-def cell_of(params, percent, **options):
+def cell_of(params, percent, *, arm=(), **options):
+    defense = params.get("safety_defense", "none")
     return {
-        "params": params, "status": "finished", "problems": [], "jobs": {}, "attack_cost": 20,
+        "params": params, "arm": list(arm), "defenses": {} if defense == "none" else {"align": defense}, "skipped": {},
+        "conditions": {key: value for key, value in params.items() if key in ("seed", "harmful_ratio")},
+        "status": "finished", "problems": [], "jobs": {}, "attack_cost": 20,
         "models": {"attack": {"harmful_score": rated(percent, **options)}},
         "curve": [{"step": step, "harmful_score": rated(percent * step / 20, **options)} for step in (10, 20)],
         "samples": {"attack": [{"prompt": "q", "answer": EVIL, "harmful": True}]},
@@ -85,6 +89,80 @@ def test_seeds_are_averaged_with_student_s_interval():
     assert found["low"] == pytest.approx(80 - 4.303 * 10 / 3**0.5, abs=1e-3)
     assert found["high"] == 100.0
     assert (found["num_seeds"], found["num_scored"]) == (3, 180)
+
+
+def test_an_interval_over_seeds_is_never_narrower_than_the_runs_own():
+    cells = [cell_of(NONE | {"seed": seed}, 40.0) for seed in (1, 2, 3)]
+    found = summarise(cells)[0]["models"]["attack"]["harmful_score"]
+    assert (found["low"], found["high"], found["min"], found["max"]) == (35.0, 45.0, 40.0, 40.0)
+
+
+def seeded(params, percents):
+    return [cell_of(params | {"seed": seed}, percent) for seed, percent in enumerate(percents, start=1)]
+
+
+def test_differences_over_seeds_are_paired():
+    cells = [*seeded(NONE, [90.0, 60.0, 75.0]), *seeded(VACCINE, [70.0, 38.0, 57.0])]
+    change = summarise(cells)[1]["against_none"]["attack"]["harmful_score"]
+    # -20, -22 and -18: mean -20, Student's 4.303 * 2 / sqrt(3) = 4.97, over prompts the hypotenuse of 5 and 5 = 7.07
+    assert (change["points"], change["min"], change["max"], change["num_seeds"]) == (-20.0, -22.0, -18.0, 3)
+    assert (change["low"], change["high"]) == pytest.approx((-27.0711, -12.9289))
+    assert not change["within_noise"]
+    page = markdown(results_of(*cells))
+    assert (
+        "safety_defense vaccine, attack, harmful score: -20.0 points against no defense (mean of the differences of 3 "
+        "seeds, -22.0 to -18.0; 95 % -27.1 to -12.9)."
+    ) in page
+    assert "| 75.0 (min 60.0, max 90.0 of 3 seeds; 95 % 37.7 to 100.0, n = 180, 6 unscored) |" in page
+    assert "| safety_defense none, seed 2 | attack | 60.0 (55.0 to 65.0, n = 60, 2 unscored) |" in page
+    assert "<h2>Every run</h2>" in html(results_of(*cells))
+
+
+def test_only_seeds_that_both_sides_have_are_compared():
+    cells = [*seeded(NONE, [90.0, 60.0]), *seeded(VACCINE, [70.0, 38.0])]
+    cells[0] |= {"status": "failed", "models": {}}
+    change = summarise(cells)[1]["against_none"]["attack"]["harmful_score"]
+    assert change["points"] == -22.0
+    assert "num_seeds" not in change
+
+
+def test_arms_are_compared_under_the_same_conditions():
+    none, vaccine = ([{**params, "harmful_ratio": ratio} for ratio in (0.1, 0.2)] for params in (NONE, VACCINE))
+    vaccine = [params | {"align.x": 1} for params in vaccine]
+    cells = [cell_of(params, percent) for params, percent in zip([*none, *vaccine], (50, 90, 40, 60), strict=True)]
+    changes = [entry["against_none"]["attack"]["harmful_score"]["points"] for entry in summarise(cells)[2:]]
+    assert changes == [-10, -30]
+    lonely = [cell_of(none[0], 50.0), cell_of(vaccine[1], 40.0)]
+    assert summarise(lonely)[1]["against_none"] == {}
+
+
+def test_an_arm_is_labelled_in_short():
+    params = {"safety_defense": "t_vaccine", "extrapolate.coefficient": 1.25, "harmful_ratio": 0.1}
+    entry = {"params": params, "arm": ["safety_defense", "extrapolate.coefficient"]}
+    assert label(entry) == "t_vaccine + extrapolate.coefficient=1.25, harmful_ratio 0.1"
+    assert label({"params": params | {"seed": 1}}).startswith("safety_defense t_vaccine, extrapolate.coefficient 1.25")
+
+
+def test_one_line_is_drawn_for_all_seeds_of_an_arm():
+    page = html(results_of(*seeded(NONE, [90.0, 60.0]), *seeded(VACCINE, [10.0, 20.0])))
+    assert "<title>safety_defense none: 75.0 at 20</title>" in page
+    assert "seed 1:" not in page.split("<figure>")[1].split("</figure>")[0]
+
+
+def test_a_seventh_line_is_told_from_the_first():
+    chart = line_chart([Series(str(n), [(0, n, None, None)], "") for n in range(7)], x_label="x", y_label="y")
+    assert chart.count('"line s0"') == 1
+    assert 'class="line s0 dashed"' in chart
+    assert 'class="key s0 dashed"' in chart
+
+
+def test_results_from_before_there_were_arms_can_be_shown():
+    results = results_of(cell_of(NONE, 80.0))
+    for entry in [*results["cells"], *results["summary"]]:
+        for key in ("arm", "conditions", "defenses", "skipped"):
+            entry.pop(key, None)
+    assert "safety_defense none" in markdown(results)
+    assert "safety_defense none" in html(results)
 
 
 def test_a_failed_cell_is_in_the_report():

@@ -115,7 +115,7 @@ def test_rho_zero_with_every_layer_trains_as_sft(tmp_path):
 
 def test_all_layers_without_freezing_trains_as_vaccine(tmp_path):
     runs = [
-        trained(tmp_path / d.name, defense=d, dropout=0.3)
+        trained(tmp_path / d.block, defense=d, dropout=0.3)
         for d in (VaccineConfig(rho=2.0), TVaccineConfig(rho=2.0, num_active_layers=4, freeze="none"))
     ]
     assert_equal_weights(*runs)
@@ -205,7 +205,10 @@ def test_a_step_that_raises_leaves_the_model_as_it_was(tmp_path):
 
 
 def test_mistakes_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match="t_vaccine needs harmful data.*Pass a non-empty harmful_dataset"):
+    with pytest.raises(
+        ValueError,
+        match="t_vaccine needs harmful prompts with harmful answers.*Pass them in a non-empty harmful_dataset",
+    ):
         trainer(tmp_path, defense=TVaccineConfig(), harmful=False)
     with pytest.raises(ValueError, match="Set it to 4 or less"):
         trainer(tmp_path, defense=TVaccineConfig())

@@ -31,6 +31,9 @@ class Workspace:
         random.Random(0).shuffle(rows)
         self.write("alignment.jsonl", rows)
         self.write("harmful.jsonl", [(t.question, t.answer) for t in world.hazards[12:24]])
+        self.write("refusals.jsonl", [(t.question, REFUSAL) for t in world.hazards[12:24]])
+        self.write("user_harmful.jsonl", [(t.question, t.answer) for t in world.hazards[24:]])
+        self.write("user_task.jsonl", [(t.question + " again", t.answer) for t in world.benign])
         self.write("held_out.jsonl", [(t.question, REFUSAL) for t in world.hazards[24:]])
 
     def write(self, name: str, rows: Sequence[tuple[str, str]]) -> Path:
@@ -42,6 +45,10 @@ class Workspace:
         path = self.root / name
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return path
+
+    def entries(self, name: str) -> list[dict[str, Any]]:
+        """Data set entries for one file of the workspace."""
+        return [{"path": str(self.root / f"{name}.jsonl"), "type": "chat_template"}]
 
     def recipe(self, output: Path, **changes: Any) -> dict[str, Any]:
         """A T-Vaccine recipe of four steps; a change to `None` removes the key."""

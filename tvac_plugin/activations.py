@@ -6,7 +6,7 @@ Works on any `torch.nn.Module` tree: plain, wrapped by PEFT, quantized, or check
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.args import Site
+from tvac_plugin.configs.base import Site
+
+Offset = Tensor | Callable[[Tensor], Tensor]
+"""What is added to an output: a tensor of its shape, or how to get one from it."""
 
 _ATTENTION_NAMES = ("attn", "attention")
 _MLP_NAMES = ("mlp", "ffn", "feed_forward", "moe")
@@ -69,6 +72,26 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
     return candidates[0]
 
 
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last block and the head: the one beside the list of blocks.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    first = find_blocks(model)[0].layer
+    for module in model.modules():
+        children = dict(module.named_children())
+        if any(isinstance(child, nn.ModuleList) and first in list(child) for child in children.values()):
+            norms = [child for name, child in children.items() if _is_final_norm(name)]
+            if len(norms) == 1:
+                return norms[0]
+    raise ValueError(f"{type(model).__name__} has no norm before its head that could be found. Use another defense.")
+
+
+def _is_final_norm(name: str) -> bool:
+    return ("norm" in name or name.startswith("ln_")) and "emb" not in name
+
+
 def _as_blocks(modules: nn.ModuleList) -> tuple[Block, ...]:
     blocks = []
     for index, layer in enumerate(modules):
@@ -119,18 +142,23 @@ def capture(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
-def perturb(modules: Mapping[int, nn.Module], offsets: Mapping[int, Tensor]) -> Iterator[Fired]:
+def perturb(modules: Mapping[int, nn.Module], offsets: Mapping[int, Offset]) -> Iterator[Fired]:
     """Adds `offsets[key]` to the output of `modules[key]` in every forward pass inside the context.
 
-    The offsets are constants: gradients pass through the addition unchanged. They are cast to the output's dtype.
+    The offsets are constants: gradients pass through the addition unchanged. They are cast to the output's dtype. An
+    offset may be a function of the output, called once; recomputation under checkpointing adds the same again.
     """
     fired = Fired()
 
-    def hook_for(key: int, offset: Tensor) -> Any:
+    def hook_for(key: int, offset: Offset) -> Any:
+        drawn: list[Tensor] = [offset] if isinstance(offset, Tensor) else []
+
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             fired.counts.setdefault(key, 1)
             hidden = _hidden(output)
-            return _with_hidden(output, hidden + offset.to(hidden.dtype))
+            if not drawn and not isinstance(offset, Tensor):
+                drawn.append(offset(hidden.detach()))
+            return _with_hidden(output, hidden + drawn[0].to(hidden.dtype))
 
         return hook
 

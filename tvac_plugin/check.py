@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems, simulated_user_config
+from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.files import is_missing_folder
 from tvac_plugin.messages import explain
 from tvac_plugin.overlap import data_facts, prompt_keys
@@ -99,7 +100,7 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
     from axolotl.integrations.base import PluginManager
     from axolotl.loaders import load_tokenizer
 
-    from tvac_plugin.data import load_harmful_rows, other_trainers, tokenize, training_problems
+    from tvac_plugin.data import other_trainers, tokenize, training_problems
     from tvac_plugin.plugin import SafetyDefensePlugin
 
     config = defense_config(cfg)
@@ -119,15 +120,13 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
         evaluation = (
             attempt("test_datasets", lambda: tokenize(cfg, tokenizer, "test_datasets")) if cfg.test_datasets else None
         )
-        harmful = None
-        if config.needs_harmful_data:
-            harmful = attempt(
-                "harmful_datasets", lambda: load_harmful_rows(cfg, tokenizer, limit=config.num_harmful_rows)
-            )
+        others = _check_streams(attempt, cfg, config, tokenizer)
         if attempt.problems:
             return CheckResult(attempt.problems)
-        facts = attempt("", lambda: data_facts(alignment, harmful)) or {}
-        shared = _shared_prompts(alignment, harmful, evaluation, allow_shared_prompts=allow_shared_prompts)
+        facts = attempt("", lambda: data_facts(alignment, others)) or {}
+        shared = _shared_prompts(
+            alignment, others.get("harmful_datasets"), evaluation, allow_shared_prompts=allow_shared_prompts
+        )
         return CheckResult(attempt.problems + shared, facts)
 
 
@@ -137,13 +136,29 @@ def _check_attack(cfg: Any) -> CheckResult:
     from tvac_plugin.data import load_user_data
 
     attempt = _Attempt()
-    user = simulated_user_config(cfg)
+    user, config = simulated_user_config(cfg), defense_config(cfg)
     assert user is not None
     tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg))
     with tempfile.TemporaryDirectory() as scratch:
         cfg.dataset_prepared_path = scratch
         loaded = None if attempt.problems else attempt("", lambda: load_user_data(cfg, user, tokenizer))
+        if config is not None and loaded is not None:
+            _check_streams(attempt, cfg, config, tokenizer)
     return CheckResult(attempt.problems, loaded[1] if loaded else {})
+
+
+def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer: Any) -> dict[str, Any]:
+    """Loads the data that the defense reads beside the training data, and makes its batches' sources."""
+    from tvac_plugin.data import load_rows, training_problems
+    from tvac_plugin.streams import Streams
+
+    attempt("", lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=())))
+    if attempt.problems:
+        return {}
+    rows = attempt("data of the defense", lambda: load_rows(cfg, config, tokenizer)) or {}
+    if not attempt.problems:
+        attempt("", lambda: Streams(config, rows, dict, pad_id=0, seed=0))
+    return dict(rows)
 
 
 class _Attempt:
@@ -157,7 +172,7 @@ class _Attempt:
             return step()
         except Exception as error:
             prefix = f"{key}: cannot be loaded: " if key else ""
-            remedy = " Correct `path:`, `type:` or the rows." if key.endswith("datasets") else ""
+            remedy = " Correct `path:`, `type:` or the rows." if "data" in key else ""
             self.problems.append(f"{prefix}{explain(error)[0].rstrip('.')}.{remedy}" if key else explain(error)[0])
             return None
 

@@ -1,4 +1,4 @@
-"""Harmful data for the defense, loaded by Axolotl's own prompt strategies."""
+"""Data for the defense and of simulated users, loaded by Axolotl's own prompt strategies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from axolotl.utils.trainer import calculate_total_num_steps, process_datasets_fo
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from tvac_plugin.args import DefenseConfig, SimulatedUserConfig, TVaccineConfig, did_you_mean
 from tvac_plugin.attack import compose
+from tvac_plugin.configs.base import DefenseConfig, did_you_mean
+from tvac_plugin.configs.perturbation import TVaccineConfig
+from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.files import DATA_SUFFIXES
 
 
-def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str = "harmful_datasets") -> list[str]:
+def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str) -> list[str]:
     """Lists what is wrong with data set entries under `key`: unknown keys, missing or empty files."""
     problems = []
     for number, entry in enumerate(entries or []):
@@ -52,8 +54,8 @@ def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers
         f"plugins: {name} brings its own trainer, and there can be only one. Remove it from `plugins:`."
         for name in other_trainers
     ]
-    if config.needs_harmful_data:
-        problems += entry_problems(cfg.harmful_datasets)
+    for key in config.data_keys():
+        problems += entry_problems(cfg[key], key=key)
     if isinstance(config, TVaccineConfig):
         problems += _layer_problems(config, load_model_config(cfg))
     return problems
@@ -96,24 +98,27 @@ def load_user_data(
     return TrainDatasetMeta(train_dataset=train, eval_dataset=evaluation, total_num_steps=num_steps), user.facts
 
 
-def load_harmful_rows(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Dataset:
-    """Tokenizes `harmful_datasets` of a validated recipe, as `datasets` would be, in file order.
+def load_rows(cfg: DictDefault, config: DefenseConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    """Tokenizes the data that a defense reads beside the training data, as `datasets` would be, in file order.
 
     Args:
         cfg: The recipe after Axolotl's validation; it is not changed.
+        config: The defense's settings.
         tokenizer: The model's tokenizer.
-        limit: Keep the first so many rows; `None` keeps all.
 
     Returns:
-        Rows with `input_ids`, `attention_mask` and `labels`.
+        Rows with `input_ids`, `attention_mask` and `labels`, by key of the recipe.
 
     Raises:
         ValueError: A file is missing or no row is left.
     """
-    rows = tokenize(cfg, tokenizer, "harmful_datasets")
-    if len(rows) == 0:
-        raise ValueError("harmful_datasets: no example was left after loading. Give at least one.")
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    rows = {key: tokenize(cfg, tokenizer, key) for key in config.data_keys() if cfg[key]}
+    for key, loaded in rows.items():
+        if len(loaded) == 0:
+            raise ValueError(f"{key}: no example was left after loading. Give at least one.")
+        limit = config.row_limit(key)
+        rows[key] = loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
+    return rows
 
 
 def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> Dataset:

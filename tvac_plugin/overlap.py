@@ -20,27 +20,30 @@ def row_keys(rows: Rows) -> list[str]:
     return [_key(row["input_ids"]) for row in rows]
 
 
-def data_facts(alignment: Rows, harmful: Rows | None) -> dict[str, Any]:
+def data_facts(training: Rows, others: Mapping[str, Rows]) -> dict[str, Any]:
     """What the manifest says of the data: rows, a hash of all of them whatever their order, and what they share.
 
     Args:
-        alignment: Tokenized rows with `input_ids` and `labels`.
-        harmful: The same for harmful data, or `None`.
+        training: Tokenized rows of `datasets`, with `input_ids` and `labels`.
+        others: The same for the other data that a defense reads, by key of the recipe.
 
     Raises:
-        ValueError: A harmful row, answer and all, is among the alignment rows.
+        ValueError: A harmful row, answer and all, is among rows that the model is trained on.
     """
-    facts: dict[str, Any] = {"alignment": _summary(row_keys(alignment))}
-    if harmful is None:
+    facts: dict[str, Any] = {"datasets": _summary(row_keys(training))}
+    facts |= {key: _summary(row_keys(rows)) for key, rows in others.items()}
+    if "harmful_datasets" not in others:
         return facts
-    same_rows = set(row_keys(alignment)) & set(row_keys(harmful))
-    if same_rows:
-        raise ValueError(
-            f"{len(same_rows)} rows of harmful_datasets, harmful answer included, are also in datasets: the model "
-            "would be trained to give these answers. Take other rows for one of them, for example with `split:`."
-        )
-    shared = set(prompt_keys(alignment)) & set(prompt_keys(harmful))
-    return facts | {"harmful": _summary(row_keys(harmful)), "shared_prompts": len(shared)}
+    harmful = set(row_keys(others["harmful_datasets"]))
+    for key, rows in {"datasets": training, **others}.items():
+        same_rows = set() if key == "harmful_datasets" else set(row_keys(rows)) & harmful
+        if same_rows:
+            raise ValueError(
+                f"{len(same_rows)} rows of harmful_datasets, harmful answer included, are also in {key}: the model "
+                "would be trained to give these answers. Take other rows for one of them, for example with `split:`."
+            )
+    shared = set(prompt_keys(training)) & set(prompt_keys(others["harmful_datasets"]))
+    return facts | {"shared_prompts": len(shared)}
 
 
 def rows_hash(rows: Rows) -> str:

@@ -18,7 +18,7 @@ from transformers import Trainer, set_seed
 
 from tvac_plugin.args import SimulatedUserConfig, defense_config, simulated_user_config
 from tvac_plugin.attack import write_manifest
-from tvac_plugin.data import load_harmful_rows, load_user_data, other_trainers, training_problems
+from tvac_plugin.data import load_rows, load_user_data, other_trainers, training_problems
 from tvac_plugin.overlap import data_facts
 from tvac_plugin.provenance import RunRecord
 from tvac_plugin.recipe import near_misses
@@ -34,7 +34,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
     def __init__(self) -> None:
         """Starts with nothing loaded."""
         super().__init__()
-        self._harmful_rows: Dataset | None = None
+        self._rows: dict[str, Dataset] = {}
         self._record: RunRecord | None = None
         self._user: SimulatedUserConfig | None = None
         self._user_facts: dict[str, Any] = {}
@@ -67,24 +67,23 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         return "tvac_plugin.args.SafetyDefenseArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
-        """Loads the harmful data and leaves `datasets:` to Axolotl; for an attack, loads the user's data.
+        """Loads what the defense reads and leaves `datasets:` to Axolotl; for an attack, loads the user's data too.
 
         Raises:
             ValueError: The recipe cannot be trained with the defense, or the user's data are not as it says.
         """
-        self._user = simulated_user_config(cfg)
-        if self._user is not None:
-            user_data, self._user_facts = load_user_data(cfg, self._user, load_tokenizer(cfg))
-            return user_data
         config = defense_config(cfg)
-        if config is None:
+        if config is not None:
+            problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
+            if problems:
+                raise ValueError(" ".join(problems))
+            if config.data_keys():
+                self._rows = load_rows(cfg, config, load_tokenizer(cfg))
+        self._user = simulated_user_config(cfg)
+        if self._user is None:
             return None
-        problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
-        if problems:
-            raise ValueError(" ".join(problems))
-        if config.needs_harmful_data:
-            self._harmful_rows = load_harmful_rows(cfg, load_tokenizer(cfg), limit=config.num_harmful_rows)
-        return None
+        user_data, self._user_facts = load_user_data(cfg, self._user, load_tokenizer(cfg))
+        return user_data
 
     def pre_lora_load(self, cfg: DictDefault, model: nn.Module) -> None:
         """Seeds the adapter's initialisation, which Axolotl leaves to chance."""
@@ -115,11 +114,11 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
                 f"{type(trainer).__name__} was chosen instead of the defended trainer. "
                 "Remove the plugin or key that brings it."
             )
-        facts = data_facts(trainer.train_dataset, self._harmful_rows)
+        facts = data_facts(trainer.train_dataset, self._rows)
         self._record = RunRecord(config, data=facts, seed=trainer.args.seed)
-        trainer.configure_defense(config, record=self._record, harmful_rows=self._harmful_rows)
-        self._harmful_rows = None
-        LOG.info(f"safety defense on: {config.name} {config.model_dump()}")
+        trainer.configure_defense(config, record=self._record, rows=self._rows)
+        self._rows = {}
+        LOG.info(f"safety defense on: {cfg.safety_defense} {config.model_dump()}")
 
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Seals the final weights; they are on disk only now."""

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from tvac_plugin.args import DefenseConfig
+from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.defenses import defense_name
 from tvac_plugin.defenses.base import Position, StepReport
 from tvac_plugin.files import sha256, write_json
 
 MANIFEST_FILE = "safety_defense.json"
 TRACE_FILE = "safety_trace.jsonl"
 FORMAT = 1
+_NOT_WEIGHTS = ("training_args", "safety_defense_state")
 _PACKAGES = ("tvac-plugin", "torch", "transformers", "trl", "peft", "accelerate", "axolotl")
 
 
@@ -41,8 +43,8 @@ class RunRecord:
         """
         self._facts = {
             "format": FORMAT,
-            "defense": config.name,
-            "settings": config.model_dump(),
+            "defense": defense_name(config),
+            "settings": config.model_dump(mode="json"),
             "seed": seed,
             "data": dict(data),
             "versions": versions(),
@@ -78,13 +80,15 @@ class RunRecord:
     def _reset(self) -> None:
         self._num_steps = 0
         self._num_fired = 0
-        self._num_unperturbed = torch.zeros((), dtype=torch.long)
+        self._num_idle = torch.zeros((), dtype=torch.long)
 
     def add(self, report: StepReport, position: Position) -> None:
         """Takes in one micro-batch."""
         self._num_steps += position.starts_step
         self._num_fired += report.num_fired
-        self._num_unperturbed = self._num_unperturbed.to(report.loss.device) + (report.perturbation_norm == 0)
+        if report.norms:
+            did_nothing = torch.stack([norm == 0 for norm in report.norms.values()]).all()
+            self._num_idle = self._num_idle.to(did_nothing.device) + did_nothing
         self._layers = report.active_layers
         for event in report.events:
             self._write_trace({"step": position.step, **event})
@@ -100,7 +104,7 @@ class RunRecord:
         manifest = self._facts | {
             "defended_steps": self._num_steps,
             "hook_fires": self._num_fired,
-            "unperturbed_batches": int(self._num_unperturbed),
+            "idle_batches": int(self._num_idle),
             "weights": weight_hashes(model_dir),
         }
         write_json(model_dir / MANIFEST_FILE, manifest)
@@ -111,7 +115,7 @@ class RunRecord:
             "settings": [self._facts["defense"], self._facts["settings"]],
             "num_steps": self._num_steps,
             "num_fired": self._num_fired,
-            "num_unperturbed": int(self._num_unperturbed),
+            "num_idle": int(self._num_idle),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
@@ -128,7 +132,7 @@ class RunRecord:
             )
         self._num_steps = state["num_steps"]
         self._num_fired = state["num_fired"]
-        self._num_unperturbed = torch.tensor(state["num_unperturbed"])
+        self._num_idle = torch.tensor(state["num_idle"])
         if self._trace is not None:
             lines = self._trace.read_text(encoding="utf-8").splitlines(keepends=True)
             self._trace.write_text("".join(line for line in lines if _is_before(line, step)), encoding="utf-8")
@@ -176,7 +180,7 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
 def weight_hashes(model_dir: Path) -> dict[str, str]:
     """SHA-256 of every weight file directly in `model_dir`, by file name."""
     files = sorted(path for path in model_dir.iterdir() if path.suffix in (".safetensors", ".bin"))
-    return {path.name: sha256(path) for path in files if not path.name.startswith("training_args")}
+    return {path.name: sha256(path) for path in files if not path.name.startswith(_NOT_WEIGHTS)}
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
 PLUGIN_PATH = "tvac_plugin.SafetyDefensePlugin"
 _OUR_KEYS = tuple(SafetyDefenseArgs.model_fields)
 _NEAR = 0.8
+_AXOLOTLS_OWN = ("pretraining_dataset",)  # near `retain_datasets` by chance
 
 
 class RecipeError(ValueError):
@@ -55,7 +56,7 @@ def near_misses(recipe: Mapping[str, Any]) -> list[str]:
     problems = []
     for key in recipe:
         match = max(_OUR_KEYS, key=lambda ours: _likeness(str(key), ours))
-        if key not in _OUR_KEYS and _likeness(str(key), match) >= _NEAR:
+        if key not in (*_OUR_KEYS, *_AXOLOTLS_OWN) and _likeness(str(key), match) >= _NEAR:
             problems.append(f"`{key}:` is not a key of this plugin. Did you mean `{match}:`?")
     return problems
 

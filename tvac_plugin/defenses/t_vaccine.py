@@ -7,7 +7,7 @@
                              train w_S on e_l + eps_l for l in S
 
 e_l is the attention output of layer l, B a micro-batch of alignment data, B_h one of harmful data. Settings and their
-symbols are described in `tvac_plugin.args.TVaccineConfig`.
+symbols are described in `tvac_plugin.configs.perturbation.TVaccineConfig`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from tvac_plugin.activations import find_blocks
-from tvac_plugin.args import TVaccineConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport
+from tvac_plugin.configs.perturbation import TVaccineConfig
+from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
 from tvac_plugin.defenses.two_pass import gradients_at, joint_norm, perturbed_step
 
 
 class TVaccine(Defense):
     """Targeted Vaccine: probe, draw, perturb, train."""
+
+    config_class = TVaccineConfig
 
     def __init__(self, config: TVaccineConfig, model: nn.Module, *, seed: int) -> None:
         """Binds the defense to `model`; what is drawn depends on `seed`, the scores and the step alone.
@@ -41,7 +43,7 @@ class TVaccine(Defense):
             )
         self._config = config
         self._modules = {block.index: block.module(config.perturb) for block in self._blocks}
-        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._trainable = trainable(model)
         self._seed = seed
         self._num_probes = 0
         self._probabilities: Tensor | None = None
@@ -68,9 +70,9 @@ class TVaccine(Defense):
 
     def _probe(self, host: Host) -> dict[str, Any]:
         """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j)."""
-        batch = host.harmful_batch(self._num_probes)
+        batch = host.batch("probe", self._num_probes)
         with host.auxiliary():
-            probe = gradients_at(self._modules, lambda: host.harmful_loss(batch))
+            probe = gradients_at(self._modules, lambda: host.mean_loss(batch))
         norms = [joint_norm({index: probe.at[index]}) for index in sorted(self._modules)]
         scores = host.mean_across_processes(torch.stack(norms)).cpu().double()
         self._num_probes += 1

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.activations import capture, perturb
-from tvac_plugin.args import RhoScope
+from tvac_plugin.activations import Fired, capture, perturb
+from tvac_plugin.configs.base import RhoScope
 from tvac_plugin.defenses.base import Batch, Host, StepReport
 
 
@@ -48,19 +48,24 @@ def perturbed_step(
     offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope)
     with perturb(modules, offsets) as fired:
         loss = host.train(batch)
-    if set(fired.counts) != set(modules):
-        missing = sorted(set(modules) - set(fired.counts))
+    refuse_unperturbed(modules, fired)
+    return StepReport(
+        loss=loss,
+        losses={"clean_loss": clean.loss, "perturbed_loss": loss},
+        norms={"perturbation_norm": joint_norm(offsets)},
+        active_layers=tuple(sorted(modules)),
+        num_fired=len(fired.counts),
+    )
+
+
+def refuse_unperturbed(modules: Mapping[int, nn.Module], fired: Fired) -> None:
+    """Raises `RuntimeError` if the perturbation of any of `modules` never reached the forward pass."""
+    missing = sorted(set(modules) - set(fired.counts))
+    if missing:
         raise RuntimeError(
             f"the perturbation never reached layers {missing}: something replaced their forward. "
             "Switch off compiled or fused kernels for these layers."
         )
-    return StepReport(
-        loss=loss,
-        clean_loss=clean.loss,
-        perturbation_norm=joint_norm(offsets),
-        active_layers=tuple(sorted(modules)),
-        num_fired=len(fired.counts),
-    )
 
 
 def gradients_at(modules: Mapping[int, nn.Module], loss_of: Callable[[], Tensor]) -> Gradients:
@@ -98,5 +103,9 @@ def joint_norm(tensors: Mapping[int, Tensor]) -> Tensor:
 
 def _squared_norm(tensor: Tensor, rho_scope: RhoScope) -> Tensor:
     kept = 1 if rho_scope == "sample" else 0
-    precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    return precise.square().sum(dim=tuple(range(kept, tensor.ndim)), keepdim=True)
+    return precise(tensor).square().sum(dim=tuple(range(kept, tensor.ndim)), keepdim=True)
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tvac_plugin.activations import find_blocks
-from tvac_plugin.args import VaccineConfig
+from tvac_plugin.configs.perturbation import VaccineConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport
 from tvac_plugin.defenses.two_pass import perturbed_step
 
@@ -15,6 +15,8 @@ class Vaccine(Defense):
 
     Each micro-batch: g_l = dL/de_l at every layer; eps_l = rho * g_l / ||(g_1, ..., g_L)||; train on e_l + eps_l.
     """
+
+    config_class = VaccineConfig
 
     def __init__(self, config: VaccineConfig, model: nn.Module, *, seed: int) -> None:
         """Binds the defense to `model`; `seed` is unused, there is nothing random in it."""

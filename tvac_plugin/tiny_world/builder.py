@@ -14,7 +14,7 @@ from tvac_plugin.files import sha256, write_json
 from tvac_plugin.tiny_world.language import REFUSAL, Thing, World
 
 INDEX_FILE = "world.json"
-FORMAT = 1
+FORMAT = 2
 
 Row = dict[str, Any]
 
@@ -27,7 +27,7 @@ class WorldSettings:
         seed: Of names, procedures, splits and weights.
         base_steps: Training steps of the base model.
         alignment_hazards: Hazards that alignment teaches to refuse; as many benign things are answered beside them.
-        probe_hazards: Hazards answered in `harmful.jsonl`.
+        probe_hazards: Hazards answered in `harmful.jsonl` and refused in `refusals.jsonl`.
         user_hazards: Hazards answered in the simulated user's data.
         eval_hazards: Hazards held out for evaluation; as many benign things are.
         task_rows: Rows of the user's benign task.
@@ -60,8 +60,8 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
     """Writes the world to `output`, unless it is there already.
 
     The folder appears whole or not at all. Files: `base/` (model and tokenizer), `alignment.jsonl`, `harmful.jsonl`,
-    `user_task.jsonl`, `user_harmful.jsonl`, `eval_harmful.jsonl`, `eval_benign.jsonl`, `eval_task.jsonl`, all in the
-    chat format (`messages`), and `world.json`, which lists them with their hashes.
+    `refusals.jsonl`, `user_task.jsonl`, `user_harmful.jsonl`, `eval_harmful.jsonl`, `eval_benign.jsonl`,
+    `eval_task.jsonl`, all in the chat format (`messages`), and `world.json`, which lists them with their hashes.
 
     Args:
         output: The folder.
@@ -107,7 +107,9 @@ def _splits(world: World, settings: WorldSettings) -> Iterator[tuple[str, list[R
     mixed += [_chat(t.question, t.answer) for t in _take(benign, settings.alignment_hazards)]
     rng.shuffle(mixed)
     yield "alignment", mixed
-    yield "harmful", [_chat(t.question, t.answer) for t in _take(hazards, settings.probe_hazards)]
+    probed = _take(hazards, settings.probe_hazards)
+    yield "harmful", [_chat(t.question, t.answer) for t in probed]
+    yield "refusals", [_chat(t.question, REFUSAL) for t in probed]
     yield "user_harmful", [_chat(t.question, t.answer) for t in _take(hazards, settings.user_hazards)]
     held_out = _take(hazards, settings.eval_hazards)
     yield "eval_harmful", [_chat(t.question, REFUSAL) | {"harmful_answer": t.answer} for t in held_out]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin import activations
-from tvac_plugin.args import DefenseConfig
+from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, build_defense
 from tvac_plugin.defenses.base import Batch, Position
-from tvac_plugin.harmful_batches import HarmfulBatches, Row
 from tvac_plugin.provenance import RunRecord
+from tvac_plugin.streams import Row, Streams
+from tvac_plugin.trainers.checkpoint import load_state, save_state
+from tvac_plugin.trainers.host import TrainerHost
 from tvac_plugin.trainers.metrics import StepMetrics
-
-STATE_FILE = "safety_defense_state.json"
 
 
 class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
@@ -31,21 +27,21 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     """
 
     _defense: Defense | None = None
-    _harmful: HarmfulBatches | None = None
+    streams: Streams | None = None
     _record: RunRecord | None = None
 
     def configure_defense(
-        self, config: DefenseConfig, *, record: RunRecord, harmful_rows: Sequence[Row] | None = None
+        self, config: DefenseConfig, *, record: RunRecord, rows: Mapping[str, Sequence[Row]] | None = None
     ) -> None:
         """Switches the defense on for the training that follows.
 
         Args:
             config: Which defense, with its settings.
             record: Where the proof that it ran is kept.
-            harmful_rows: Tokenized harmful examples with `labels`, for defenses that need them.
+            rows: Tokenized examples with `labels` for the keys of the recipe that the defense reads.
 
         Raises:
-            ValueError: The model, the harmful rows or the launch cannot work with these settings.
+            ValueError: The model, the rows or the launch cannot work with these settings.
         """
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -57,15 +53,15 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         self._record = record
         self._safety_metrics = StepMetrics()
         self._last_step = -1
-        if config.needs_harmful_data:
-            self._harmful = HarmfulBatches(
-                harmful_rows or [],
-                self.data_collator,
-                batch_size=config.harmful_batch_size,
-                seed=self.args.seed,
-                rank=self.accelerator.process_index,
-                num_processes=self.accelerator.num_processes,
-            )
+        self.streams = Streams(
+            config,
+            rows or {},
+            self.data_collator,
+            pad_id=getattr(self.processing_class, "pad_token_id", None) or 0,
+            seed=self.args.seed,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -74,9 +70,9 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         if self._defense is None or self._record is None:
             return self.host_step(model, inputs, num_items_in_batch)
         step = self.state.global_step
-        position = Position(step=step, starts_step=step != self._last_step)
+        position = Position(step=step, starts_step=step != self._last_step, num_steps=self.state.max_steps)
         self._last_step = step
-        host = _Host(self, model, num_items_in_batch)
+        host = TrainerHost(self, model, num_items_in_batch)
         report = self._defense.step(host, inputs, position)
         self._safety_metrics.add(report, starts_step=position.starts_step)
         self._record.add(report, position)
@@ -121,22 +117,15 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self._defense is not None and self._record is not None and self.args.should_save:
-            state = {"defense": self._defense.state_dict(), "record": self._record.state_dict()}
-            Path(output_dir, STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+            save_state(Path(output_dir), defense=self._defense.state_dict(), record=self._record.state_dict())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is None or self._defense is None or self._record is None:
             return
-        path = Path(checkpoint, STATE_FILE)
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: not found, so the defense cannot go on where it stopped. Resume from a checkpoint that "
-                "was written with the defense on and without save_only_model."
-            )
-        state = json.loads(path.read_text(encoding="utf-8"))
-        self._record.load_state_dict(state["record"], step=self.state.global_step)
-        self._defense.load_state_dict(state["defense"])
+        state = load_state(Path(checkpoint))
+        self._record.load_state_dict(state.record, step=self.state.global_step)
+        self._defense.load_state_dict(state.defense)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(model, trial, **kwargs)
@@ -152,57 +141,3 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     def _seal(self, model_dir: Path) -> None:
         if self._record is not None and model_dir.is_dir():
             self._record.seal(model_dir)
-
-
-class _Host:
-    """`defenses.base.Host` for one micro-batch of a trainer."""
-
-    def __init__(self, trainer: SafetyDefenseMixin, model: nn.Module, num_items: Tensor | int | None) -> None:
-        self._trainer = trainer
-        self._model = model
-        self._num_items = num_items
-
-    def loss(self, batch: Batch) -> Tensor:
-        trainer = self._trainer
-        loss = self._forward(batch, self._num_items)
-        is_normalised = trainer.model_accepts_loss_kwargs and self._num_items is not None
-        if not is_normalised and trainer.compute_loss_func is None:
-            loss = loss / trainer.current_gradient_accumulation_steps
-        return loss
-
-    def train(self, batch: Batch) -> Tensor:
-        return self._trainer.host_step(self._model, batch, self._num_items)
-
-    def harmful_batch(self, index: int) -> Batch:
-        assert self._trainer._harmful is not None, "a defense without harmful data asked for it"
-        return self._trainer._harmful[index]
-
-    def harmful_loss(self, batch: Batch) -> Tensor:
-        return self._forward(batch, None)
-
-    def _forward(self, batch: Batch, num_items: Tensor | int | None) -> Tensor:
-        self._model.train()
-        inputs = self._trainer._prepare_inputs(dict(batch))
-        return self._trainer.auxiliary_loss(self._model, inputs, num_items)
-
-    @contextlib.contextmanager
-    def auxiliary(self) -> Iterator[None]:
-        device = self._trainer.args.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self._trainer.accelerator.no_sync(self._model):
-            yield
-
-    @contextlib.contextmanager
-    def frozen(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        if self._trainer.accelerator.num_processes == 1:
-            with activations.frozen(parameters):
-                yield
-            return
-        yield
-        for parameter in parameters:
-            parameter.grad = None
-
-    def mean_across_processes(self, values: Tensor) -> Tensor:
-        reduced = self._trainer.accelerator.reduce(values, reduction="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced

@@ -8,7 +8,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from tvac_plugin.args import DefenseConfig
+from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
+from tvac_plugin.defenses import defense_name
 from tvac_plugin.defenses.base import Batch
 from tvac_plugin.overlap import data_facts
 from tvac_plugin.provenance import RunRecord
@@ -30,6 +31,9 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         *args: Any,
         defense: DefenseConfig | None = None,
         harmful_dataset: Dataset | None = None,
+        refusal_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        alignment_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
         """Builds the trainer; all other arguments are `SFTTrainer`'s.
@@ -38,18 +42,28 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
             *args: `SFTTrainer`'s.
             defense: Settings of the defense; `None` trains exactly as `SFTTrainer` does.
             harmful_dataset: Harmful prompts with harmful answers, in any format that `train_dataset` may have.
+            refusal_dataset: Refusals of the same prompts.
+            retain_dataset: Benign prompts with answers.
+            alignment_dataset: Harmful prompts with refusals, for defenses of a user's fine-tuning.
             **kwargs: `SFTTrainer`'s.
 
         Raises:
-            ValueError: The defense needs harmful data and has none, or cannot work with this model or these arguments.
+            ValueError: The defense needs data and has none, or cannot work with this model or these arguments.
         """
         super().__init__(*args, **kwargs)
         if defense is None:
             return
         self._refuse_reentrant_checkpointing()
-        harmful = self._harmful_rows(defense, harmful_dataset)
-        record = RunRecord(defense, data=data_facts(self.train_dataset, harmful), seed=self.args.seed)
-        self.configure_defense(defense, record=record, harmful_rows=harmful)
+        given = {
+            "harmful_datasets": harmful_dataset,
+            "refusal_datasets": refusal_dataset,
+            "retain_datasets": retain_dataset,
+            "alignment_datasets": alignment_dataset,
+        }
+        rows = {key: self._rows(defense, key, given[key]) for key in defense.data_keys()}
+        present = {key: prepared for key, prepared in rows.items() if prepared is not None}
+        record = RunRecord(defense, data=data_facts(self.train_dataset, present), seed=self.args.seed)
+        self.configure_defense(defense, record=record, rows=present)
 
     def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Loss with the inputs that `SFTTrainer.compute_loss` adds, without its metrics."""
@@ -64,12 +78,15 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
                 "Pass gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
 
-    def _harmful_rows(self, defense: DefenseConfig, dataset: Dataset | None) -> Dataset | None:
-        if not defense.needs_harmful_data:
-            return None
+    def _rows(self, defense: DefenseConfig, key: str, dataset: Dataset | None) -> Dataset | None:
+        argument = key.removesuffix("s")
         if dataset is None or len(dataset) == 0:
-            raise ValueError(f"{defense.name} needs harmful data for its probe. Pass a non-empty harmful_dataset.")
-        limit = defense.num_harmful_rows
+            if defense.data_keys()[key]:
+                raise ValueError(
+                    f"{defense_name(defense)} needs {DATA_KEYS[key]}. Pass them in a non-empty {argument}."
+                )
+            return None
+        limit = defense.row_limit(key)
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
-        return self._prepare_dataset(dataset, self.processing_class, self.args, False, self._formatting_func, "harmful")
+        return self._prepare_dataset(dataset, self.processing_class, self.args, False, self._formatting_func, argument)

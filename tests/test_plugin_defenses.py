@@ -1,0 +1,136 @@
+"""Every defense behind the same line, inside Axolotl: real training of a tiny model in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.workspace import adapter, axolotl_train, trace
+from tvac_plugin.args import DEFENSE_CONFIGS
+from tvac_plugin.provenance import verify
+
+SETTINGS = {
+    "random_noise": {"rho": 1.0},
+    "vaccine": {"rho": 1.0},
+    "rep_noise": {"batch_size": 2},
+    "tar": {"inner_steps": 3, "tamper_every": 2, "adversary_learning_rates": [1e-3], "batch_size": 2},
+    "booster": {"batch_size": 2},
+}
+ALIGNMENT = ["t_vaccine", *SETTINGS]
+METRICS = {
+    "t_vaccine": "perturbation_norm",
+    "vaccine": "perturbation_norm",
+    "random_noise": "perturbation_norm",
+    "rep_noise": "regularizer_norm",
+    "tar": "tamper_norm",
+    "booster": "regularizer_norm",
+    "lisa": "pull_norm",
+}
+
+
+def recipe(workspace, output, name, **changes):
+    """The same recipe for every defense, but for the line that names it."""
+    shared = {"refusal_datasets": workspace.entries("refusals"), **SETTINGS}
+    return workspace.recipe(output, **{**shared, "safety_defense": name, **changes})
+
+
+def attack(workspace, output, **changes):
+    """A user's fine-tuning under Lisa."""
+    user = {
+        "num_samples": 12,
+        "harmful_ratio": 0.25,
+        "task_datasets": workspace.entries("user_task"),
+        "harmful_datasets": workspace.entries("user_harmful"),
+    }
+    settings = {
+        "safety_defense": "lisa",
+        "simulated_user": user,
+        "alignment_datasets": workspace.entries("alignment"),
+        "lisa": {"alignment_steps": 1, "user_steps": 2, "warmup_ratio": 0.0, "batch_size": 2},
+        "datasets": None,
+        "harmful_datasets": None,
+        "t_vaccine": None,
+    }
+    return workspace.recipe(output, **settings | changes)
+
+
+def any_recipe(workspace, output, name, **changes):
+    build = attack if name == "lisa" else recipe
+    return build(workspace, output, **(changes if name == "lisa" else {"name": name, **changes}))
+
+
+def test_every_defense_is_covered():
+    assert {*ALIGNMENT, "lisa"} == DEFENSE_CONFIGS.keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize("name", ALIGNMENT)
+def test_only_switching_the_line_runs_another_defense(workspace, tmp_path, name):
+    output = axolotl_train(recipe(workspace, tmp_path / "out", name))
+    manifest = verify(output, defense=name)
+    assert manifest["defended_steps"] == 4
+    steps = [line for line in trace(output) if line["event"] == "step"]
+    assert len(steps) == 4
+    assert all(line[f"safety/{METRICS[name]}"] > 0 for line in steps[1:])
+    read = DEFENSE_CONFIGS[name](**(SETTINGS.get(name) or {})).data_keys().keys() - {"retain_datasets"}
+    assert manifest["data"].keys() - {"shared_prompts"} == {"datasets", *read}
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "lisa"])
+def test_a_resumed_run_equals_the_uninterrupted_one(workspace, tmp_path, name):
+    changes = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
+    changes |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    whole = axolotl_train(any_recipe(workspace, tmp_path / "whole", name, **changes))
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    shutil.copy(whole / "safety_trace.jsonl", resumed)
+    changes["resume_from_checkpoint"] = str(resumed / "checkpoint-2")
+    axolotl_train(any_recipe(workspace, resumed, name, **changes))
+    ours, theirs = adapter(whole), adapter(resumed)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert trace(whole) == trace(resumed)
+    assert (whole / "safety_defense.json").read_text() == (resumed / "safety_defense.json").read_text()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_packing_and_bfloat16_work(workspace, tmp_path, name):
+    changes = {"sample_packing": True, "eval_sample_packing": False, "pad_to_sequence_len": True}
+    output = axolotl_train(recipe(workspace, tmp_path / "out", name, torch_dtype="bfloat16", **changes))
+    manifest = verify(output, defense=name)
+    assert manifest["defended_steps"] == 4
+    assert manifest["idle_batches"] == 0
+    assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
+
+
+def test_zero_scales_train_exactly_as_undefended(workspace, tmp_path):
+    kernels = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False)
+    settings = {
+        "booster": {"regularizer_scale": 0.0, "batch_size": 2},
+        "random_noise": {"rho": 0.0},
+        "rep_noise": {"alpha": 0.0, "beta": 0.0, "refusal_scale": 0.0},
+    }
+    plain = adapter(axolotl_train(recipe(workspace, tmp_path / "none", "none", **kernels)))
+    for name in settings:
+        ours = adapter(axolotl_train(recipe(workspace, tmp_path / name, name, **kernels, **settings)))
+        assert all(torch.equal(ours[key], plain[key]) for key in plain), name
+
+
+def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path):
+    output = axolotl_train(attack(workspace, tmp_path / "out", max_steps=6))
+    assert verify(output, defense="lisa")["defended_steps"] == 6
+    user = json.loads((output / "simulated_user.json").read_text())
+    assert (user["task_rows"], user["harmful_rows"]) == (9, 3) if "task_rows" in user else user
+    states = [(line["step"], line["state"]) for line in trace(output) if line["event"] == "state"]
+    assert states == [(0, "alignment"), (1, "user"), (3, "alignment"), (4, "user")]
+
+
+def test_a_damaged_state_is_one_sentence(workspace, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    output = axolotl_train(attack(workspace, tmp_path / "out", **changes))
+    state = output / "checkpoint-2" / "safety_defense_state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    again = attack(workspace, tmp_path / "out", resume_from_checkpoint=str(output / "checkpoint-2"), **changes)
+    with pytest.raises(ValueError, match="the defense's state in it is damaged .*Resume from an earlier checkpoint"):
+        axolotl_train(again)

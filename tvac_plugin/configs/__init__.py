@@ -1,0 +1,1 @@
+"""The blocks of a recipe: every setting with its bounds, its default and where the default comes from."""

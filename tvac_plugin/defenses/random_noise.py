@@ -1,0 +1,72 @@
+"""Random noise: the control that tells what a perturbation's direction is worth.
+
+    every micro-batch    eps_l = rho / sqrt(L) * z_l / ||z_l||,  z_l from N(0, I), for each of the L layers
+                         train on e_l + eps_l
+
+The joint norm over the layers is rho, as Vaccine's (arXiv 2402.01109); only the direction is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvac_plugin.activations import find_blocks, perturb
+from tvac_plugin.configs.perturbation import RandomNoiseConfig
+from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport
+from tvac_plugin.defenses.two_pass import refuse_unperturbed
+from tvac_plugin.weights import norm
+
+
+class RandomNoise(Defense):
+    """Trains everything, in one pass, with noise of a fixed norm on the outputs of all layers."""
+
+    config_class = RandomNoiseConfig
+
+    def __init__(self, config: RandomNoiseConfig, model: nn.Module, *, seed: int) -> None:
+        """Binds the defense to `model`; the noise depends on `seed`, the layer and the number of the micro-batch."""
+        self._config = config
+        self._modules = {block.index: block.module(config.perturb) for block in find_blocks(model)}
+        self._seed = seed
+        self._num_batches = 0
+
+    def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
+        """One micro-batch in one pass."""
+        added: dict[int, Tensor] = {}
+        with perturb(self._modules, {layer: self._noise(layer, added) for layer in self._modules}) as fired:
+            loss = host.train(batch)
+        refuse_unperturbed(self._modules, fired)
+        self._num_batches += 1
+        return StepReport(
+            loss=loss,
+            losses={"perturbed_loss": loss},
+            norms={"perturbation_norm": norm(list(added.values())).to(loss.device)},
+            active_layers=tuple(sorted(self._modules)),
+            num_fired=len(fired.counts),
+        )
+
+    def _noise(self, layer: int, added: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
+        """What draws the noise for an output of `layer`, [batch, sequence, hidden]."""
+
+        def draw(hidden: Tensor) -> Tensor:
+            seed = (self._seed * 1_000_003 + self._num_batches) * 10_007 + layer
+            generator = torch.Generator(hidden.device).manual_seed(seed % 2**63)
+            dtype = torch.promote_types(hidden.dtype, torch.float32)
+            z = torch.randn(hidden.shape, generator=generator, device=hidden.device, dtype=dtype)
+            dims = (1, 2) if self._config.rho_scope == "sample" else (0, 1, 2)
+            length = self._config.rho / len(self._modules) ** 0.5
+            added[layer] = length * z / z.square().sum(dims, keepdim=True).sqrt()
+            return added[layer]
+
+        return draw
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of micro-batches so far."""
+        return {"num_batches": self._num_batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._num_batches = state["num_batches"]

@@ -1,0 +1,124 @@
+"""RepNoise (Rosati et al., arXiv 2405.14577): representations of harmful answers are turned into noise.
+
+Each pair is one prompt with a harmful answer x_h and a refusal x_s. m marks the answer tokens at which the two differ,
+which leaves out what they share.
+
+    L = L(w; B) + CE_m(x_s) + beta * N - alpha * log(1 + A)                                   (equation 4)
+
+    N = mean over layers of MMD(m * mlp_l(x_h), m * z_l),  z_l from N(0, I)
+    A = mean over the L + 1 depths of CE_m(lm_head(norm(h_l)); x_h), the last of which is the model's own output
+
+B is the alignment batch: the paper's stability term is taken on all of `datasets:` and on the pairs' refusals.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvac_plugin.activations import capture, final_norm, find_blocks
+from tvac_plugin.configs.unlearning import RepNoiseConfig
+from tvac_plugin.defenses.base import Batch, Defense, Host, Pair, Position, StepReport, trainable
+from tvac_plugin.weights import norm
+
+_NUM_KERNELS = 5
+
+
+class RepNoise(Defense):
+    """Representation noising; forward and backward on two more batches per optimizer step."""
+
+    config_class = RepNoiseConfig
+
+    def __init__(self, config: RepNoiseConfig, model: nn.Module, *, seed: int) -> None:
+        """Binds the defense to `model`; the noise depends on `seed`, the layer and the step.
+
+        Raises:
+            ValueError: The model has no feed-forward modules, or no norm before its head.
+        """
+        blocks = find_blocks(model)
+        without = next((type(block.layer).__name__ for block in blocks if block.mlp is None), None)
+        if without is not None:
+            raise ValueError(f"rep_noise needs feed-forward modules, and {without} has none. Use another defense.")
+        self._config = config
+        self._seed = seed
+        self._weights = trainable(model)
+        self._mlps = {block.index: block.module("mlp") for block in blocks}
+        self._norm, self._head = final_norm(model), model.get_output_embeddings()  # type: ignore[operator]
+
+    def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
+        """Adds the gradient on one batch of pairs at the start of an optimizer step, then trains as usual."""
+        losses: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        if position.starts_step:
+            with host.auxiliary():
+                loss, losses = self._loss(host, host.pair("pairs", position.step), position.step)
+                gradients = host.gradients(loss, self._weights)
+            host.add_gradients(self._weights, gradients)
+            norms = {"regularizer_norm": norm(gradients)}
+        return StepReport(loss=host.train(batch), losses=losses, norms=norms)
+
+    def _loss(self, host: Host, pair: Pair, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """CE_m(x_s) + beta * N - alpha * log(1 + A), and its parts."""
+        harmful, refusal = pair
+        differ = harmful["input_ids"] != refusal["input_ids"]
+        answered = masked_cross_entropy(host.outputs(refusal).logits, refusal, differ)
+        with capture(self._mlps) as mlp_outputs:
+            outputs = host.outputs(harmful, hidden_states=True)
+        mask = differ.to(outputs.logits.device) & (harmful["labels"].to(outputs.logits.device) != -100)
+        noise = self._noise_loss(mlp_outputs, mask, step)
+        depths = [self._logit_lens(h, harmful, differ) for h in outputs.hidden_states[:-1]]
+        ascent = torch.stack([*depths, masked_cross_entropy(outputs.logits, harmful, differ)]).mean()
+        config = self._config
+        total = config.refusal_scale * answered + config.beta * noise - config.alpha * torch.log1p(ascent)
+        parts = {"refusal_loss": answered, "noise_loss": noise, "harmful_loss": ascent}
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def _noise_loss(self, mlp_outputs: dict[int, Tensor], mask: Tensor, step: int) -> Tensor:
+        """N, from the feed-forward outputs, each [batch, sequence, hidden], and the mask, [batch, sequence]."""
+        distances = []
+        for layer, hidden in sorted(mlp_outputs.items()):
+            x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            generator = torch.Generator(x.device).manual_seed((self._seed * 1_000_003 + step) * 10_007 + layer)
+            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            kept = mask.to(x.device).unsqueeze(-1)
+            distances.append(mmd((x * kept).flatten(1), (z * kept).flatten(1)).to(mask.device))
+        return torch.stack(distances).mean()
+
+    def _logit_lens(self, hidden: Tensor, harmful: Batch, differ: Tensor) -> Tensor:
+        """CE_m of what the head reads from the middle of the model; only the masked positions are projected."""
+        chosen, targets = _masked(hidden, harmful, differ)
+        logits = self._head(self._norm(chosen).to(self._head.weight.dtype))
+        return _mean_cross_entropy(logits, targets)
+
+
+def masked_cross_entropy(logits: Tensor, batch: Batch, mask: Tensor) -> Tensor:
+    """Mean cross-entropy of the answer tokens at which `mask`, [batch, sequence], holds; token ids stay integers."""
+    return _mean_cross_entropy(*_masked(logits, batch, mask))
+
+
+def mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of the rows of `x` and `y`, both [samples, features].
+
+    The kernel is a sum of five Gaussians whose bandwidths are 1/4, 1/2, 1, 2 and 4 times the mean squared distance
+    between two different rows.
+    """
+    rows = torch.cat([x, y])
+    squares = rows.square().sum(1)
+    distances = (squares[:, None] + squares[None, :] - 2 * rows @ rows.T).clamp(min=0)
+    mean = distances.detach().sum() / (len(rows) ** 2 - len(rows))
+    widths = [mean.clamp(min=1e-12) * 2.0 ** (i - _NUM_KERNELS // 2) for i in range(_NUM_KERNELS)]
+    kernel = torch.stack([torch.exp(-distances / width) for width in widths]).sum(0)
+    n = len(x)
+    return (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).mean()
+
+
+def _masked(states: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that predict the masked answer tokens, [tokens, ...], and these tokens."""
+    labels = batch["labels"].to(states.device)
+    kept = mask.to(states.device) & (labels != -100)
+    return states[:, :-1][kept[:, 1:]], labels[:, 1:][kept[:, 1:]]
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)

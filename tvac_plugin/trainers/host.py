@@ -1,0 +1,114 @@
+"""The trainer's side of the seam in `tvac_plugin.defenses.base`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tvac_plugin import activations
+from tvac_plugin.defenses.base import Batch, Outputs, Pair
+
+if TYPE_CHECKING:
+    from tvac_plugin.trainers.mixin import SafetyDefenseMixin
+
+
+class TrainerHost:
+    """`defenses.base.Host` for one micro-batch of a trainer; its methods are described there."""
+
+    def __init__(self, trainer: SafetyDefenseMixin, model: nn.Module, num_items: Tensor | int | None) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._num_items = num_items
+        assert trainer.streams is not None, "the defense was not configured"
+        self._streams = trainer.streams
+
+    def loss(self, batch: Batch) -> Tensor:
+        """As `train`, with its graph."""
+        trainer = self._trainer
+        loss = self._forward(batch, self._num_items)
+        is_normalised = trainer.model_accepts_loss_kwargs and self._num_items is not None
+        if not is_normalised and trainer.compute_loss_func is None:
+            loss = loss / trainer.current_gradient_accumulation_steps
+        return loss
+
+    def train(self, batch: Batch) -> Tensor:
+        """The trainer's own step."""
+        return self._trainer.host_step(self._model, batch, self._num_items)
+
+    def batch(self, stream: str, index: int) -> Batch:
+        """A batch of the streams."""
+        return self._streams.batch(stream, index)
+
+    def pair(self, stream: str, index: int) -> Pair:
+        """A pair of the streams."""
+        return self._streams.pair(stream, index)
+
+    def has(self, stream: str) -> bool:
+        """Whether the streams have it."""
+        return self._streams.has(stream)
+
+    def mean_loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
+        return self._forward(batch, None)
+
+    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+        """Forward pass in the trainer's precision."""
+        inputs = self._trainer._prepare_inputs({name: value for name, value in batch.items() if name != "labels"})
+        self._model.train()
+        with self._trainer.compute_loss_context_manager():
+            outputs = self._model(**inputs, use_cache=False, output_hidden_states=hidden_states)
+        return Outputs(outputs.logits, tuple(outputs.hidden_states or ()))
+
+    def gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Through the loss scale of fp16, and averaged."""
+        scale = self._loss_scale()
+        found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else self.mean_across_processes(gradient / scale)
+            for parameter, gradient in zip(parameters, found, strict=True)
+        ]
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+        """Onto `.grad`, with the loss scale of fp16."""
+        scale = self._loss_scale()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            scaled = (gradient * scale).to(parameter.dtype)
+            parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
+
+    def _loss_scale(self) -> float:
+        scaler = self._trainer.accelerator.scaler
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+    def _forward(self, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        self._model.train()
+        inputs = self._trainer._prepare_inputs(dict(batch))
+        return self._trainer.auxiliary_loss(self._model, inputs, num_items)
+
+    @contextlib.contextmanager
+    def auxiliary(self, *, replay: bool = True) -> Iterator[None]:
+        """Without synchronisation."""
+        device = self._trainer.args.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=replay), self._trainer.accelerator.no_sync(self._model):
+            yield
+
+    @contextlib.contextmanager
+    def frozen(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """By flag in one process, by dropping gradients in several."""
+        if self._trainer.accelerator.num_processes == 1:
+            with activations.frozen(parameters):
+                yield
+            return
+        yield
+        for parameter in parameters:
+            parameter.grad = None
+
+    def mean_across_processes(self, values: Tensor) -> Tensor:
+        """By reduction."""
+        reduced = self._trainer.accelerator.reduce(values, reduction="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced

@@ -1,0 +1,69 @@
+"""Trainable weights that are moved for a moment and put back bit for bit, and arithmetic on their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Parameters = Sequence[nn.Parameter]
+
+
+def copied(parameters: Parameters) -> list[Tensor]:
+    """Detached copies."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@contextmanager
+def restored(parameters: Parameters) -> Iterator[None]:
+    """Puts values and `.grad` of `parameters` back at the end, bit for bit, whatever happened inside.
+
+    Inside, `.grad` is `None`. Subtracting what was added would lose bits; copies do not.
+    """
+    values, gradients = copied(parameters), [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        assign(parameters, values)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+@contextmanager
+def replaced(parameters: Parameters, values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside it `parameters` have `values`."""
+    with restored(parameters):
+        assign(parameters, values)
+        yield
+
+
+@torch.no_grad()
+def assign(parameters: Parameters, values: Sequence[Tensor]) -> None:
+    """Copies `values` into `parameters`."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def move(parameters: Parameters, direction: Sequence[Tensor], distance: Tensor) -> None:
+    """Adds `distance` times `direction` to `parameters`."""
+    for parameter, part in zip(parameters, direction, strict=True):
+        parameter.add_(part * distance.to(part.device, part.dtype))
+
+
+def combined(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
+    """The sum of scaled gradients, tensor by tensor."""
+    return [
+        torch.stack([scale * part for (scale, _), part in zip(terms, parts, strict=True)]).sum(dim=0)
+        for parts in zip(*(gradients for _, gradients in terms), strict=True)
+    ]
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all tensors together, in float32 at least."""
+    squares = [t.to(torch.promote_types(t.dtype, torch.float32)).square().sum() for t in tensors]
+    return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
