@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, SimulatedUserConfig
-from tvac_plugin.chain.recipe import ChainRecipe, Stage
+from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Stage
 from tvac_plugin.compat import REFUSALS
 from tvac_plugin.evaluation.judges import JUDGES
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource
@@ -37,6 +37,7 @@ def chains_page() -> str:
         "`prompts:`": PromptSource,
         "Chain (`axolotl tvac run`)": ChainRecipe,
         "Entries of `stages:`": Stage,
+        "`lox:` of a stage": LoxConfig,
     }
     judges = "\n".join(
         f"| `{name}` | {entry.weights or ''} | {entry.threshold or ''} | {entry.note} |"

@@ -52,6 +52,24 @@ def verify(model_dir: Path, defense: str | None) -> None:
     click.echo("This shows how it was trained, not that it is safe: `axolotl tvac evaluate` measures that.")
 
 
+@tvac.command()
+@click.option("--aligned", type=click.Path(path_type=Path), required=True, help="Folder with the aligned model.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--base", type=click.Path(path_type=Path), help="What it was aligned from; not for a LoRA adapter.")
+@click.option("--rank", default=6, show_default=True, help="Singular vectors of the change to strengthen.")
+@click.option("--coefficient", default=1.25, show_default=True, help="How much of them to add.")
+def lox(aligned: Path, output: Path, base: Path | None, rank: int, coefficient: float) -> None:
+    """Strengthen an alignment by low-rank extrapolation (LoX), without training."""
+    from tvac_plugin.lox import LoxError, apply_lox
+
+    try:
+        apply_lox(aligned, output, rank=rank, coefficient=coefficient, base=base)
+    except (LoxError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{output}: written, with rank {rank} and coefficient {coefficient}.")
+    click.echo("This shows what was done, not that it is safer: `axolotl tvac evaluate` measures that.")
+
+
 @tvac.command(name="evaluate")
 @_RECIPE
 @click.option("--rejudge", is_flag=True, help="Judge the answers of an earlier run again, without generating.")
@@ -87,7 +105,11 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
 @_RECIPE
 @click.option("--dry-run", is_flag=True, help="Write the resolved recipes and print the commands, but run nothing.")
 @click.option("--set", "overrides", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a key of a stage's recipe.")
-def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--jobs", "num_parallel", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Run up to N jobs at a time. Each job uses all visible GPUs, so this is for CPUs: with a GPU leave it at 1.",
+)  # fmt: skip
+def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: int) -> None:
     """Run the chain in RECIPE: alignment, attack, evaluation, report. Run it again to continue."""
     from pydantic import ValidationError
 
@@ -115,7 +137,7 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...]) -> None:
             click.echo(" ".join(job.command))
         return
     try:
-        results = collect(plan, run_plan(plan, say=click.echo))
+        results = collect(plan, run_plan(plan, say=click.echo, num_parallel=num_parallel))
         page = write_report(plan.root)
     except (ChainBusyError, OSError) as error:
         raise click.ClickException(f"{error}. Mend that and run the same command again.") from error

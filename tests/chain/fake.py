@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import yaml
+
+NO_MANIFEST = 99.0
+"""The coefficient with which a `lox` job forgets its manifest."""
 
 
 def fake_plan(path, overrides=()):
@@ -24,24 +28,38 @@ def fake_plan(path, overrides=()):
     return plan
 
 
-def run(path, overrides=()):
+def run(path, overrides=(), num_parallel=1, say=lambda line: None):
     """Runs a chain with fake commands and collects its results."""
     from tvac_plugin.chain.results import collect
     from tvac_plugin.chain.runner import run_plan
 
     plan = fake_plan(path, overrides)
-    return collect(plan, run_plan(plan, say=lambda line: None))
+    return collect(plan, run_plan(plan, say=say, num_parallel=num_parallel))
 
 
 def main(kind, recipe_file):
     recipe = yaml.safe_load(Path(recipe_file).read_text())
-    output = Path(recipe["output_dir"])
+    output = Path(recipe["output"] if kind == "lox" else recipe["output_dir"])
     output.mkdir(parents=True)
-    time.sleep(0.05)
+    sys.stdout.write(f"threads {os.environ.get('OMP_NUM_THREADS')}\n")
+    time.sleep(600 if os.environ.get("FAKE_HANGS") else 0.05)
+    if recipe.get("meet"):
+        meet(Path(recipe["meet"]))
     if recipe.get("fail"):
         sys.exit("ValueError: told to fail")
-    {"train": train, "merge": merge, "evaluate": evaluate}[kind](recipe, output)
+    {"train": train, "lox": lox, "merge": merge, "evaluate": evaluate}[kind](recipe, output)
     time.sleep(0.05)
+
+
+def meet(folder):
+    """Waits until another job is here at the same time."""
+    folder.mkdir(exist_ok=True)
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 20
+    while len(list(folder.iterdir())) < 2:
+        if time.monotonic() > deadline:
+            sys.exit("ValueError: nobody came")
+        time.sleep(0.01)
 
 
 def train(recipe, output):
@@ -59,6 +77,15 @@ def train(recipe, output):
             folder = output / f"checkpoint-{step}"
             folder.mkdir()
             (folder / "model.safetensors").write_bytes(content + bytes(step))
+
+
+def lox(recipe, output):
+    aligned = Path(recipe["aligned"]) / "adapter_model.safetensors"
+    content = aligned.read_bytes() + f"{recipe['rank']} {recipe['coefficient']}".encode()
+    (output / aligned.name).write_bytes(content)
+    if recipe["coefficient"] != NO_MANIFEST:
+        manifest = {"defense": "lox", "weights": {aligned.name: hashlib.sha256(content).hexdigest()}}
+        (output / "safety_defense.json").write_text(json.dumps(manifest))
 
 
 def merge(recipe, output):
@@ -84,6 +111,6 @@ def evaluate(recipe, output):
 
 if __name__ == "__main__":
     if sys.argv[1] == "chain":
-        run(sys.argv[2])
+        run(sys.argv[2], num_parallel=int(sys.argv[3]))
     else:
         main(*sys.argv[1:3])

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,59 +10,8 @@ import yaml
 from click.testing import CliRunner
 
 from tests.chain import fake
+from tests.chain.conftest import ALIGN, STAGES, started, timeless
 from tvac_plugin.cli import tvac
-
-ALIGN = {
-    "base_model": "base", "plugins": ["tvac_plugin.SafetyDefensePlugin"], "safety_defense": "vaccine",
-    "adapter": "lora",
-    "datasets": [{"path": "alignment.jsonl", "type": "alpaca"}], "seed": 1,
-}  # fmt: skip
-ATTACK = {
-    "base_model": "replaced", "plugins": ["tvac_plugin.SafetyDefensePlugin"], "safety_defense": "none",
-    "simulated_user": {"num_samples": 10, "harmful_ratio": 0.1, "seed": 1,
-                       "task_datasets": [{"path": "t", "type": "x"}], "harmful_datasets": [{"path": "h", "type": "x"}]},
-}  # fmt: skip
-JUDGE = {"harmful_score": {"judge": "exact", "prompts": {"path": "held_out.jsonl"}}, "output_dir": "unused"}
-STAGES = [
-    {"name": "align", "train": "align.yml"},
-    {"name": "attack", "train": "attack.yml", "model_from": "align"},
-    {"name": "judge", "evaluate": "judge.yml", "models": ["base", "align", "attack"], "checkpoints": True},
-]
-
-
-@pytest.fixture
-def chain(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write(*, align=None, attack=None, judge=None, **changes):
-        recipe = {
-            "stages": STAGES,
-            "matrix": {"safety_defense": ["none", "vaccine"]},
-            "output_dir": str(tmp_path / "out"),
-        }
-        for name, content in (
-            ("align", ALIGN | (align or {})),
-            ("attack", ATTACK | (attack or {})),
-            ("judge", JUDGE | (judge or {})),
-        ):
-            (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content))
-        if not (tmp_path / "alignment.jsonl").exists():
-            (tmp_path / "alignment.jsonl").write_text("a")
-        (tmp_path / "chain.yml").write_text(yaml.safe_dump(recipe | changes))
-        return tmp_path / "chain.yml"
-
-    return write
-
-
-def timeless(results):
-    text = json.loads(json.dumps(results))
-    for job in text["jobs"].values():
-        job["seconds"] = job["peak_memory_mb"] = None
-    return text
-
-
-def started(folder):
-    return {path.parent.name: path.stat().st_mtime_ns for path in Path(folder).glob("jobs/*/log.txt")}
 
 
 def test_cells_share_what_they_have_in_common(chain):
@@ -91,9 +33,40 @@ def test_resolved_recipes_hold_the_matrix_and_the_stage_before(chain):
     assert ALIGN["datasets"][0] in attack.recipe["simulated_user"]["disjoint_from"]
 
 
+def test_evaluations_can_be_varied_too(chain):
+    plan = fake.fake_plan(chain(matrix={"judge.batch_size": [1, 2], "align.base_model": ["base", "other"]}))
+    judged = [job.recipe for job in plan.jobs.values() if job.subject == "base"]
+    assert sorted((recipe["batch_size"], recipe["models"]["base"]) for recipe in judged) == [
+        (1, "base"), (1, "other"), (2, "base"), (2, "other"),
+    ]  # fmt: skip
+
+
+def test_all_data_of_the_alignment_is_kept_from_the_user(chain, tmp_path):
+    keys = ("harmful_datasets", "refusal_datasets", "retain_datasets", "alignment_datasets")
+    asked = {key: [{"path": f"some/{key}", "type": "alpaca"}] for key in keys}
+    plan = fake.fake_plan(chain(align=asked, matrix={}))
+    protected = plan.jobs["attack"].recipe["simulated_user"]["disjoint_from"]
+    assert protected == [*ALIGN["datasets"], *(entry for key in keys for entry in asked[key])]
+
+
+def test_no_job_reads_what_another_prepared_or_an_earlier_run_left(chain, tmp_path):
+    path = chain()
+    fake.run(path)
+    folders = {job.recipe["dataset_prepared_path"] for job in fake.fake_plan(path).jobs.values() if job.kind == "train"}
+    assert len(folders) == 4
+    (tmp_path / "alignment.jsonl").write_text("b")
+    for folder in map(Path, folders):
+        folder.mkdir()
+    fake.run(path)
+    assert not any(Path(folder).exists() for folder in folders)
+
+
 def test_every_defense_meets_the_same_attack(chain):
     attacks = [job.recipe for job in fake.fake_plan(chain()).jobs.values() if job.stage == "attack"]
-    same = [{k: v for k, v in recipe.items() if k not in ("base_model", "output_dir")} for recipe in attacks]
+    same = [
+        {k: v for k, v in recipe.items() if k != "base_model" and not k.endswith(("_dir", "_path"))}
+        for recipe in attacks
+    ]
     assert len(same) == 2
     assert same[0] == same[1]
 
@@ -159,36 +132,6 @@ def test_a_defense_without_its_manifest_stops_there(chain):
     assert claimed["models"] == {}
 
 
-@pytest.mark.slow
-def test_ten_kills_change_nothing(chain, tmp_path):
-    path = chain()
-    expected = timeless(fake.run(path, ["output_dir=" + str(tmp_path / "whole")]))
-    rng = random.Random(0)
-    for num_finished in range(10):
-        process = subprocess.Popen(
-            [sys.executable, fake.__file__, "chain", str(path)],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, cwd=tmp_path,
-        )  # fmt: skip
-        wait_for_jobs(tmp_path / "out", num_finished)
-        time.sleep(rng.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    found = timeless(fake.run(path))
-    text, other = (json.dumps(r).replace(str(tmp_path / d), "D") for r, d in ((found, "out"), (expected, "whole")))
-    found, expected = json.loads(text), json.loads(other)
-    for results in (found, expected):
-        for job in results["jobs"].values():
-            job.pop("outputs")
-    assert found == expected
-
-
-def wait_for_jobs(folder, count):
-    deadline = time.monotonic() + 30
-    while len(list(folder.glob("jobs/*/stage.json"))) < count:
-        assert time.monotonic() < deadline, "the chain does not go on after a kill"
-        time.sleep(0.02)
-
-
 def test_a_full_disk_ends_the_chain_with_one_sentence(chain, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "results.json")
@@ -214,11 +157,16 @@ def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
         ({"stages": [{"name": "a", "train": "gone.yml"}]}, "gone.yml: cannot be read"),
         ({"stages": [STAGES[1], STAGES[0]]}, "`align` is not a stage before it, so it would wait for ever"),
         ({"stages": [STAGES[0], STAGES[0]]}, "the name is taken"),
-        ({"stages": [STAGES[0] | {"evaluate": "judge.yml"}]}, "give either `train:` or `evaluate:`"),
+        ({"stages": [STAGES[0] | {"evaluate": "judge.yml"}]}, "give one of `train:`, `evaluate:` and `lox:`"),
         ({"stages": [STAGES[0] | {"nmae": "x"}]}, "Did you mean `name`"),
         ({"stages": []}, "at least 1 item"),
         ({"matrix": {"safety_defence": ["none"]}}, "`safety_defence` is of no stage. Use safety_defense"),
         ({"matrix": {"seed": []}}, "`seed:` has no values"),
+        ({"matrix": {"seed": [1, 2, 1]}}, "`seed:` has a value twice. Give each once."),
+        ({"matrix": {"align.x": ["a/b", "a_b"]}}, "two different jobs would have this folder"),
+        ({"align": {"retain_datasets": [{"path": "gone.jsonl"}]}}, "align: retain_datasets: gone.jsonl does not"),
+        ({"stages": [STAGES[0] | {"model_from": "base"}]}, "`base` is no stage. Remove `model_from:`"),
+        ({"stages": [*STAGES, STAGES[1] | {"name": "b", "model_from": "judge"}]}, "`judge` makes no model"),
         ({"matrix": {"safety_defense": ["t-vaccine"]}}, "Did you mean `t_vaccine`"),
         ({"matrix": {"harmful_ratio": [1.5]}}, "less than or equal to 1"),
         ({"judge": {"harmful_score": {"judge": "jury", "prompts": {"path": "x"}}}}, "`jury` is not a judge"),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from tvac_plugin.chain.recipe import BASE, Chain, Stage, applies, with_matrix_value
+from tvac_plugin.args import DATA_KEYS
+from tvac_plugin.chain.cells import Cell, cells
+from tvac_plugin.chain.recipe import BASE, Chain, LoxConfig, Stage, applies, with_matrix_value
+from tvac_plugin.recipe import RecipeError
 
-Kind = Literal["train", "merge", "evaluate"]
-Cell = dict[str, Any]
+Kind = Literal["train", "lox", "merge", "evaluate"]
+PREPARED_FOLDER = "prepared"
+"""Where a job keeps its tokenized data: not shared, for Axolotl finds them by path and settings, not by content."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,13 @@ class Job:
     """One subprocess of a chain.
 
     Attributes:
-        id: Stage with the values of the matrix it depends on.
+        id: Stage with the values of the cell's keys that it depends on.
         kind: What it does.
         stage: The stage it belongs to.
         subject: For evaluations, the stage whose model is read, or `base`.
         parents: Ids of the jobs whose output it needs.
         folder: Its folder; the output is in `out/`.
-        recipe: Its resolved recipe.
+        recipe: Its resolved recipe; for a `lox` job, what the command is given.
         command: What is run.
     """
 
@@ -56,55 +59,98 @@ class Job:
 
 
 class Plan:
-    """All jobs of a chain in an order that can be run, and which of them make up each cell of the matrix."""
+    """All jobs of a chain in an order that can be run, and which of them make up each cell."""
 
     def __init__(self, chain: Chain) -> None:
-        """Spreads the chain out; nothing is written."""
+        """Spreads the chain out; nothing is written.
+
+        Raises:
+            RecipeError: Two different jobs would have one folder.
+            pydantic.ValidationError: A `lox:` stage is given what it does not know.
+        """
         self.chain = chain
         self.root = Path(chain.recipe.output_dir).resolve()
         self.jobs: dict[str, Job] = {}
-        self.cells: list[tuple[Cell, dict[str, str]]] = [
-            (cell, self._cell_jobs(cell)) for cell in _cells(chain.recipe.matrix)
-        ]
+        self.cells: list[tuple[Cell, dict[str, str]]] = [(cell, self._cell_jobs(cell)) for cell in cells(chain.recipe)]
+
+    def training(self, job: Job) -> Job:
+        """The training job whose weights a `train` or `lox` job has, or extrapolates."""
+        while job.kind != "train":
+            job = self.jobs[job.parents[0]]
+        return job
 
     def _cell_jobs(self, cell: Cell) -> dict[str, str]:
         """Adds the jobs of one cell; returns their ids by stage, or by stage and subject for evaluations."""
         ids: dict[str, str] = {}
         for stage in self.chain.recipe.stages:
-            if stage.train is not None:
-                ids[stage.name] = self._train(stage, cell).id
+            if stage.evaluate is None:
+                ids[stage.name] = self._model(stage.name, cell).id
             else:
                 for subject in stage.models:
                     ids[f"{stage.name}.{subject}"] = self._evaluate(stage, subject, cell).id
         return ids
 
-    def _train(self, stage: Stage, cell: Cell) -> Job:
+    def _model(self, name: str, cell: Cell) -> Job:
+        """The job that makes the model of a stage; of a skipped one, that of the stage before it."""
+        stage = self._stand_in(name, cell)
+        return self._train(stage, cell) if stage.train is not None else self._lox(stage, cell)
+
+    def _stand_in(self, name: str, cell: Cell) -> Stage:
+        stage = self.chain.stage(name)
+        while self._is_skipped(stage, cell):
+            stage = self.chain.stage(str(stage.model_from))
+        return stage
+
+    def _is_skipped(self, stage: Stage, cell: Cell) -> bool:
+        return stage.lox is not None and self._lox_config(stage, cell).coefficient == 0
+
+    def _resolved(self, stage: Stage, cell: Cell) -> dict[str, Any]:
         recipe = self.chain.recipes[stage.name]
-        parents: tuple[str, ...] = ()
-        for key in cell:
+        for key, value in cell.items():
             if applies(key, stage, recipe):
-                recipe = with_matrix_value(recipe, key, cell[key])
-        recipe = dict(recipe)
+                recipe = with_matrix_value(recipe, key, value)
+        return dict(recipe)
+
+    def _lox_config(self, stage: Stage, cell: Cell) -> LoxConfig:
+        return LoxConfig.model_validate(self._resolved(stage, cell))
+
+    def _train(self, stage: Stage, cell: Cell) -> Job:
+        recipe = self._resolved(stage, cell)
+        parents: tuple[str, ...] = ()
         if stage.model_from is not None:
-            source = self._train(self.chain.stage(stage.model_from), cell)
-            parents, recipe["base_model"] = self._model_of(source)
+            source = self._model(stage.model_from, cell)
+            parents, recipe["base_model"] = self._merged(source)
             if "simulated_user" in recipe:
-                recipe["simulated_user"] = _protected(recipe["simulated_user"], source.recipe)
-        job_id = self._id(stage.name, cell, self._stages_behind(stage))
+                recipe["simulated_user"] = _protected(recipe["simulated_user"], self.training(source).recipe)
+        job_id = self._id(stage.name, cell, self._keys_behind(stage, cell))
         folder = self.root / "jobs" / job_id
-        recipe |= {"output_dir": str(folder / "out"), "dataset_prepared_path": str(self.root / "prepared")}
+        recipe |= {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / PREPARED_FOLDER)}
         return self._add(Job(
             job_id, "train", stage.name, None, parents, folder, recipe,
             ("axolotl", "train", str(folder / "recipe.yml")),
         ))  # fmt: skip
 
-    def _model_of(self, source: Job) -> tuple[tuple[str, ...], str]:
-        """The merged model of a training job, and the jobs to wait for."""
-        if not source.recipe.get("adapter"):
+    def _lox(self, stage: Stage, cell: Cell) -> Job:
+        config = self._lox_config(stage, cell)
+        source = self._model(str(stage.model_from), cell)
+        trained = self.training(source).recipe
+        job_id = self._id(stage.name, cell, self._keys_behind(stage, cell))
+        folder = self.root / "jobs" / job_id
+        base = {} if trained.get("adapter") else {"base": str(trained["base_model"])}
+        options = {"aligned": str(source.output), "output": str(folder / "out"), **config.model_dump(), **base}
+        arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        return self._add(Job(
+            job_id, "lox", stage.name, None, (source.id,), folder, options, ("axolotl", "tvac", "lox", *arguments),
+        ))  # fmt: skip
+
+    def _merged(self, source: Job) -> tuple[tuple[str, ...], str]:
+        """The merged model of a training or `lox` job, and the jobs to wait for."""
+        training = self.training(source).recipe
+        if not training.get("adapter"):
             return (source.id,), str(source.output)
         job_id = f"{source.id}.merged"
         folder = self.root / "jobs" / job_id
-        recipe = source.recipe | {"output_dir": str(folder / "out")}
+        recipe = training | {"output_dir": str(folder / "out")}
         merge = self._add(Job(
             job_id, "merge", source.stage, None, (source.id,), folder, recipe,
             ("axolotl", "merge-lora", str(folder / "recipe.yml"), "--lora-model-dir", str(source.output)),
@@ -112,19 +158,21 @@ class Plan:
         return (merge.id,), str(merge.output / "merged")
 
     def _evaluate(self, stage: Stage, subject: str, cell: Cell) -> Job:
-        recipe = dict(self.chain.recipes[stage.name])
+        recipe = self._resolved(stage, cell)
+        keys = self._keys_behind(stage, cell)
+        parents: tuple[str, ...] = ()
         if subject == BASE:
             first = next(stage for stage in self.chain.recipe.stages if stage.train is not None)
-            behind: list[Stage] = []
-            parents: tuple[str, ...] = ()
-            models = {BASE: str(self.chain.recipes[first.name]["base_model"])}
+            models = {BASE: str(self._resolved(first, cell)["base_model"])}
+            keys |= {f"{first.name}.base_model"}
         else:
-            trained = self._train(self.chain.stage(subject), cell)
-            behind = self._stages_behind(self.chain.stage(subject))
-            parents, models = (trained.id,), {subject: str(trained.output)}
-            if stage.checkpoints and "simulated_user" in trained.recipe:
-                recipe["checkpoints_of"] = str(trained.output)
-        job_id = self._id(f"{stage.name}.{subject}", cell, behind)
+            made = self._model(subject, cell)
+            subject = made.stage
+            keys |= self._keys_behind(self.chain.stage(subject), cell)
+            parents, models = (made.id,), {subject: str(made.output)}
+            if stage.checkpoints and "simulated_user" in made.recipe:
+                recipe["checkpoints_of"] = str(made.output)
+        job_id = self._id(f"{stage.name}.{subject}", cell, keys)
         folder = self.root / "jobs" / job_id
         recipe |= {"models": models, "output_dir": str(folder / "out")}
         return self._add(Job(
@@ -132,20 +180,27 @@ class Plan:
             ("axolotl", "tvac", "evaluate", str(folder / "recipe.yml")),
         ))  # fmt: skip
 
-    def _stages_behind(self, stage: Stage) -> list[Stage]:
-        before = [] if stage.model_from is None else self._stages_behind(self.chain.stage(stage.model_from))
-        return [*before, stage]
+    def _keys_behind(self, stage: Stage, cell: Cell) -> set[str]:
+        """The keys of a cell that decide what comes out of a stage, those of the stages before it included."""
+        recipe = self.chain.recipes[stage.name]
+        if not self._is_skipped(stage, cell):
+            keys = {key for key in cell if applies(key, stage, recipe)}
+        else:
+            keys = set() if recipe["coefficient"] == 0 else {f"{stage.name}.coefficient"}
+        return keys if stage.model_from is None else keys | self._keys_behind(self.chain.stage(stage.model_from), cell)
 
-    def _id(self, name: str, cell: Cell, stages: list[Stage]) -> str:
-        used = [
-            f"{key}={cell[key]}"
-            for key in cell
-            if any(applies(key, stage, self.chain.recipes[stage.name]) for stage in stages)
-        ]
+    def _id(self, name: str, cell: Cell, keys: set[str]) -> str:
+        used = [f"{key}={value}" for key, value in cell.items() if key in keys]
         return "-".join([name, *used]).replace("/", "_").replace(" ", "")
 
     def _add(self, job: Job) -> Job:
-        return self.jobs.setdefault(job.id, job)
+        known = self.jobs.setdefault(job.id, job)
+        if known != job:
+            raise RecipeError(
+                f"{job.id}: two different jobs would have this folder. Write the values of arms and matrix so that "
+                "they differ in more than `/`, spaces or quotes."
+            )
+        return known
 
 
 def is_defended(recipe: Mapping[str, Any]) -> bool:
@@ -156,12 +211,7 @@ def is_defended(recipe: Mapping[str, Any]) -> bool:
 def _protected(user: Mapping[str, Any], alignment: Mapping[str, Any]) -> dict[str, Any]:
     """Adds the alignment's data to what the user's prompts must not be in."""
     entries = list(user.get("disjoint_from") or [])
-    for entry in [*(alignment.get("datasets") or []), *(alignment.get("harmful_datasets") or [])]:
+    for entry in (entry for key in ("datasets", *DATA_KEYS) for entry in alignment.get(key) or []):
         if entry not in entries:
             entries.append(entry)
     return dict(user) | {"disjoint_from": entries}
-
-
-def _cells(matrix: Mapping[str, list[Any]]) -> Iterator[Cell]:
-    for values in itertools.product(*matrix.values()):
-        yield dict(zip(matrix, values, strict=True))

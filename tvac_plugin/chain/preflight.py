@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tvac_plugin.args import DATA_KEYS
 from tvac_plugin.chain.jobs import Job, Plan, is_defended
 from tvac_plugin.check import own_problems
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
@@ -32,7 +33,7 @@ def _training_problems(job: Job) -> list[str]:
         problems.append(f"base_model: {base_model} does not exist. Correct the path, or make the model first.")
     user = job.recipe.get("simulated_user") or {}
     for block, where in ((job.recipe, ""), (user, "simulated_user.")):
-        for key in ("datasets", "harmful_datasets", "task_datasets", "disjoint_from"):
+        for key in ("datasets", *DATA_KEYS, "task_datasets", "disjoint_from"):
             for entry in block.get(key) or []:
                 path = Path(str(entry.get("path"))).expanduser()
                 if path.suffix in DATA_SUFFIXES and not path.is_file():

@@ -1,4 +1,4 @@
-"""The YAML of a chain: stages, how they feed each other, and a matrix of what to vary."""
+"""The YAML of a chain: stages, how they feed each other, and what is varied: arms and a matrix."""
 
 from __future__ import annotations
 
@@ -17,24 +17,52 @@ BASE = "base"
 """The name under which an evaluation asks for the model that the first stage starts from."""
 
 
+class LoxConfig(Block):
+    """Settings of a `lox:` stage, which extrapolates what alignment changed (LoX)."""
+
+    block: ClassVar[str] = "lox"
+
+    rank: int = Field(default=6, ge=1, description="Directions of the alignment's change that are kept. Default 6.")
+    coefficient: float = Field(
+        default=1.25, ge=0, le=100,
+        description="How much of them is added once more; 0 skips the stage, and the model before it stands in. "
+        "Default 1.25.",
+    )  # fmt: skip
+
+
 class Stage(Block):
     """One step of a chain."""
 
     block: ClassVar[str] = "stage"
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="How other stages and the report call it.")
-    train: str | None = Field(default=None, description="An Axolotl recipe to train, relative to the chain's file.")
-    evaluate: str | None = Field(default=None, description="An evaluation recipe, relative to the chain's file.")
-    model_from: str | None = Field(default=None, description="The stage whose model this one trains further.")
-    models: list[str] = Field(default_factory=list, description="Stages to evaluate, and `base`.")
+    train: str | None = Field(
+        default=None, description="An Axolotl recipe to train, relative to the chain's file. Default: absent."
+    )
+    evaluate: str | None = Field(
+        default=None, description="An evaluation recipe, relative to the chain's file. Default: absent."
+    )
+    lox: LoxConfig | None = Field(
+        default=None,
+        description="Extrapolate the weights of `model_from:` instead of training, as `{rank: 6, coefficient: 1.25}`; "
+        "coefficient 0 skips the stage. Default: absent.",
+    )
+    model_from: str | None = Field(
+        default=None, description="The stage whose model this one goes on with. Default: absent."
+    )
+    models: list[str] = Field(default_factory=list, description="Stages to evaluate, and `base`. Default: none.")
     checkpoints: bool = Field(default=False, description="Evaluate the checkpoints of attacks too. Default False.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Stage:
-        if (self.train is None) == (self.evaluate is None):
-            raise ValueError(f"stage {self.name}: give either `train:` or `evaluate:`.")
+        if sum(kind is not None for kind in (self.train, self.evaluate, self.lox)) != 1:
+            raise ValueError(f"stage {self.name}: give one of `train:`, `evaluate:` and `lox:`.")
         if self.evaluate is not None and not self.models:
             raise ValueError(f"stage {self.name}: `models:` is missing. List stages, and `base`.")
+        if self.lox is not None and self.model_from is None:
+            raise ValueError(
+                f"stage {self.name}: `model_from:` is missing. Name the stage whose model is extrapolated."
+            )
         return self
 
 
@@ -44,6 +72,11 @@ class ChainRecipe(Block):
     block: ClassVar[str] = "chain recipe"
 
     stages: list[Stage] = Field(min_length=1, description="The steps, each after those it names.")
+    arms: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="What is compared: mappings with keys as in `matrix:` and one value each. Every arm is run with "
+        "every combination of the matrix. Default: one arm, the recipes as they are.",
+    )
     matrix: dict[str, list[Any]] = Field(
         default_factory=dict,
         description="Every combination is run: safety_defense (of alignment), harmful_ratio (of attacks), seed (of all "
@@ -68,11 +101,47 @@ class ChainRecipe(Block):
                         f"stage {stage.name}: `{other}` is not a stage before it, so it would wait for ever."
                         f"{did_you_mean(other, seen)}"
                     )
+            if stage.model_from == BASE:
+                raise ValueError(f"stage {stage.name}: `{BASE}` is no stage. Remove `model_from:` to start from it.")
+            self._refuse_useless_source(stage)
             seen.append(stage.name)
+        return self
+
+    def _refuse_useless_source(self, stage: Stage) -> None:
+        sources = [other for other in self.stages if other.name in (stage.model_from, *stage.models)]
+        measured = next((source.name for source in sources if source.evaluate is not None), None)
+        if measured is not None:
+            raise ValueError(f"stage {stage.name}: `{measured}` makes no model. Name a stage that trains.")
+        if stage.lox is not None and any(source.lox is not None for source in sources):
+            raise ValueError(
+                f"stage {stage.name}: `{stage.model_from}` is extrapolated already. Name the stage that trains it."
+            )
+
+    @model_validator(mode="after")
+    def _refuse_unclear_variations(self) -> ChainRecipe:
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix: `{key}:` has no values. Give at least one or remove it.")
+            if any(value in values[:position] for position, value in enumerate(values)):
+                raise ValueError(f"matrix: `{key}:` has a value twice. Give each once.")
+        if self.arms == []:
+            raise ValueError("arms: the list is empty. Give at least one arm or remove it.")
+        for number, arm in enumerate(self.arms or [], start=1):
+            _refuse_unclear_arm(number, arm, self)
         return self
+
+
+def _refuse_unclear_arm(number: int, arm: Mapping[str, Any], recipe: ChainRecipe) -> None:
+    earlier = (recipe.arms or [])[: number - 1]
+    if not arm:
+        raise ValueError(f"arms: entry {number} is empty. Give at least one key, for example `safety_defense: none`.")
+    if arm in earlier:
+        raise ValueError(f"arms: entry {number} repeats entry {earlier.index(dict(arm)) + 1}. Remove one.")
+    for key, value in arm.items():
+        if key in recipe.matrix:
+            raise ValueError(f"arms: `{key}` is in `matrix:` too. Keep it in one of them.")
+        if isinstance(value, list) and "." not in key:
+            raise ValueError(f"arms: `{key}: {value}` has several values. Give one, or move the key to `matrix:`.")
 
 
 class Chain:
@@ -82,15 +151,16 @@ class Chain:
         """Takes a chain's recipe and its stages' by stage name.
 
         Raises:
-            RecipeError: The matrix names a key that no stage has.
+            RecipeError: An arm or the matrix names a key that no stage has.
         """
         self.recipe = recipe
         self.recipes = recipes
-        for key in recipe.matrix:
+        asked = [("arms", key) for arm in recipe.arms or [] for key in arm] + [("matrix", key) for key in recipe.matrix]
+        for where, key in asked:
             if not any(applies(key, stage, recipes[stage.name]) for stage in recipe.stages):
                 raise RecipeError(
-                    f"matrix: `{key}` is of no stage. Use safety_defense, harmful_ratio, seed, or `stage.key` with one "
-                    f"of the stages {', '.join(stage.name for stage in recipe.stages)}."
+                    f"{where}: `{key}` is of no stage. Use safety_defense, harmful_ratio, seed, or `stage.key` with "
+                    f"one of the stages {', '.join(stage.name for stage in recipe.stages)}."
                 )
 
     def stage(self, name: str) -> Stage:
@@ -115,6 +185,9 @@ def read_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
     recipe = ChainRecipe.model_validate(asked)
     recipes: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
+        if stage.lox is not None:
+            recipes[stage.name] = stage.lox.model_dump()
+            continue
         try:
             recipes[stage.name] = read_recipe(path.parent / str(stage.train or stage.evaluate))
         except RecipeError as error:
@@ -130,7 +203,7 @@ def read_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
 
 
 def applies(key: str, stage: Stage, recipe: Mapping[str, Any]) -> bool:
-    """Whether a key of the matrix changes a stage."""
+    """Whether a key of the arms or the matrix changes a stage."""
     name, _, inner = key.partition(".")
     if inner:
         return name == stage.name
@@ -145,7 +218,7 @@ def applies(key: str, stage: Stage, recipe: Mapping[str, Any]) -> bool:
 
 
 def with_matrix_value(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Copies a stage's recipe with one value of the matrix in it."""
+    """Copies a stage's recipe with one value of an arm or the matrix in it."""
     if "." in key:
         return with_value(recipe, key.partition(".")[2], value)
     if key == "harmful_ratio":

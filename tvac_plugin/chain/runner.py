@@ -1,119 +1,137 @@
-"""Runs a plan job by job; what is finished and unchanged is skipped, what fails takes only what depends on it along."""
+"""Runs a plan, some jobs at a time; what is done is skipped, what fails takes only what depends on it along."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from shutil import rmtree
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from tvac_plugin.chain.jobs import Job, Plan, is_defended
+from tvac_plugin.chain.jobs import PREPARED_FOLDER, Job, Plan, is_defended
+from tvac_plugin.chain.process import LOG_FILE, Ended, JobProcess, stop_orphans
 from tvac_plugin.chain.state import STATE_FILE, JobState, fingerprint, output_hash, read_state, write_state
-from tvac_plugin.files import write_json
 from tvac_plugin.provenance import ProvenanceError, verify
 
-RUNNING_FILE = "running.json"
-LOG_FILE = "log.txt"
+_POLL_SECONDS = 0.05
 
 
 class ChainBusyError(RuntimeError):
     """Another process is running this chain."""
 
 
-def run_plan(plan: Plan, *, say: Callable[[str], None]) -> dict[str, JobState]:
-    """Runs every job that is not finished; returns how each ended.
+def run_plan(plan: Plan, *, say: Callable[[str], None], num_parallel: int = 1) -> dict[str, JobState]:
+    """Runs every job that is not finished; returns how each ended, in the plan's order.
 
     Args:
         plan: What to run.
         say: Called with one line about each job.
+        num_parallel: How many jobs may run at a time, each as soon as those before it are done.
 
     Raises:
         ChainBusyError: The chain is already running.
-        KeyboardInterrupt: Ctrl-C; the job in flight is stopped and will be run again.
+        KeyboardInterrupt: Ctrl-C; the jobs in flight are stopped and will be run again, as after any exception.
     """
     plan.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.root / ".lock", timeout=0):
-            states: dict[str, JobState] = {}
-            for number, job in enumerate(plan.jobs.values(), start=1):
-                counted = partial(_counted, say, f"[{number}/{len(plan.jobs)}]")
-                states[job.id] = _settle(job, states, say=counted)
-            return states
+            stop_orphans(plan.root)
+            return _Run(plan, say, num_parallel).finish()
     except Timeout as error:
         raise ChainBusyError(f"{plan.root}: this chain is already running; wait for it, or stop it") from error
 
 
-def _counted(say: Callable[[str], None], count: str, text: str) -> None:
-    say(f"{count} {text}")
+class _Started(NamedTuple):
+    process: JobProcess
+    fingerprint: str
 
 
-def _settle(job: Job, states: dict[str, JobState], *, say: Callable[[str], None]) -> JobState:
-    """Brings one job to an end: skipped, run or blocked."""
-    parents = [states[parent] for parent in job.parents]
-    _stop_orphans(job)
-    if any(parent.status != "finished" for parent in parents):
-        failed = next(p for p, s in zip(job.parents, parents, strict=True) if s.status != "finished")
-        say(f"{job.id}: blocked, {failed} did not finish")
-        return JobState("blocked", "", error=f"{failed} did not finish")
-    wanted = fingerprint(job, parents)
-    earlier = read_state(job)
-    if (
-        earlier
-        and earlier.status == "finished"
-        and earlier.fingerprint == wanted
-        and earlier.outputs == output_hash(job)
-    ):
-        say(f"{job.id}: already done")
-        return earlier
-    say(f"{job.id}: {' '.join(job.command)}")
-    state = _run(job, wanted)
-    write_state(job, state)
-    say(f"{job.id}: {state.status}{f', {state.error}' if state.error else f', {state.seconds:.0f} s'}")
-    return state
+class _Run:
+    """Which jobs of a plan wait, run and have ended; one thread looks after all."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None], num_parallel: int) -> None:
+        self._jobs = plan.jobs
+        self._numbers = {job: number for number, job in enumerate(plan.jobs, start=1)}
+        self._say_line = say
+        self._num_parallel = num_parallel
+        self._threads = max(1, (os.cpu_count() or 1) // num_parallel)
+        self._waiting = list(plan.jobs)
+        self._running: dict[str, _Started] = {}
+        self._states: dict[str, JobState] = {}
+
+    def finish(self) -> dict[str, JobState]:
+        try:
+            while self._waiting or self._running:
+                self._begin_what_can()
+                self._end_what_did()
+        finally:
+            for started in self._running.values():
+                started.process.stop()
+        return {job: self._states[job] for job in self._jobs}
+
+    def _begin_what_can(self) -> None:
+        for job_id in list(self._waiting):
+            if len(self._running) == self._num_parallel:
+                return
+            job = self._jobs[job_id]
+            if all(parent in self._states for parent in job.parents):
+                self._waiting.remove(job_id)
+                self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        """Skips, blocks or starts a job whose parents have ended."""
+        parents = [self._states[parent] for parent in job.parents]
+        failed = next((p for p, s in zip(job.parents, parents, strict=True) if s.status != "finished"), None)
+        if failed is not None:
+            self._say(job, f"blocked, {failed} did not finish")
+            self._states[job.id] = JobState("blocked", "", error=f"{failed} did not finish")
+            return
+        wanted = fingerprint(job, parents)
+        earlier = read_state(job)
+        if earlier is not None and _still_counts(job, earlier, wanted):
+            self._say(job, "already done")
+            self._states[job.id] = earlier
+            return
+        self._say(job, " ".join(job.command))
+        _clear(job)
+        self._running[job.id] = _Started(JobProcess(job, threads=self._threads), wanted)
+
+    def _end_what_did(self) -> None:
+        """Waits a moment, then takes in the jobs that have ended."""
+        if self._running:
+            time.sleep(_POLL_SECONDS)
+        for job_id, started in list(self._running.items()):
+            ended = started.process.poll()
+            if ended is not None:
+                del self._running[job_id]
+                self._end(self._jobs[job_id], ended, started.fingerprint)
+
+    def _end(self, job: Job, ended: Ended, wanted: str) -> None:
+        error = _problem(job, ended.code)
+        status = "finished" if error is None else "failed"
+        outputs = output_hash(job) if error is None else None
+        state = JobState(status, wanted, outputs, ended.seconds, ended.peak_memory_mb, error)
+        write_state(job, state)
+        self._states[job.id] = state
+        self._say(job, f"{status}{f', {error}' if error else f', {ended.seconds:.0f} s'}")
+
+    def _say(self, job: Job, text: str) -> None:
+        self._say_line(f"[{self._numbers[job.id]}/{len(self._jobs)}] {job.id}: {text}")
 
 
-def _run(job: Job, wanted: str) -> JobState:
-    rmtree(job.output, ignore_errors=True)
+def _still_counts(job: Job, earlier: JobState, wanted: str) -> bool:
+    return earlier.status == "finished" and earlier.fingerprint == wanted and earlier.outputs == output_hash(job)
+
+
+def _clear(job: Job) -> None:
+    """Removes what an earlier run left, and writes the recipe."""
+    for name in (job.output.name, f"{job.output.name}.partial", PREPARED_FOLDER):
+        rmtree(job.folder / name, ignore_errors=True)
     (job.folder / STATE_FILE).unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
-    started = time.monotonic()
-    code, peak_memory_mb = _call(job)
-    seconds = round(time.monotonic() - started, 1)
-    error = _problem(job, code)
-    status = "finished" if error is None else "failed"
-    return JobState(status, wanted, output_hash(job) if error is None else None, seconds, peak_memory_mb, error)
-
-
-def _call(job: Job) -> tuple[int, float]:
-    """Runs the job's command in its own process group; returns its exit code and peak memory."""
-    bin_folder = str(Path(sys.executable).parent)
-    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} | os.environ
-    environment["PATH"] = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
-    with (job.folder / LOG_FILE).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-    write_json(job.folder / RUNNING_FILE, {"group": process.pid})
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    finally:
-        (job.folder / RUNNING_FILE).unlink(missing_ok=True)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, round(usage.ru_maxrss / 1024, 1)
 
 
 def _problem(job: Job, code: int) -> str | None:
@@ -122,11 +140,13 @@ def _problem(job: Job, code: int) -> str | None:
         return f"exit code {code}: {_last_line(job)} (all of it in {job.folder / LOG_FILE})"
     if output_hash(job) is None:
         return f"it left no result in {job.output}; look at {job.folder / LOG_FILE}"
-    if job.kind == "train" and is_defended(job.recipe):
-        try:
+    try:
+        if job.kind == "lox":
+            verify(job.output)
+        if job.kind == "train" and is_defended(job.recipe):
             verify(job.output, defense=job.recipe["safety_defense"])
-        except ProvenanceError as error:
-            return str(error)
+    except ProvenanceError as error:
+        return str(error)
     if job.kind == "train" and "simulated_user" in job.recipe and not (job.output / "simulated_user.json").is_file():
         return "it did not train on the simulated user's data; is the plugin in `plugins:`?"
     return None
@@ -136,20 +156,3 @@ def _last_line(job: Job) -> str:
     lines = (job.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     telling = [line for line in lines if "Error" in line and "CalledProcessError" not in line and "torchao" not in line]
     return (telling or lines or ["no output"])[-1].strip()[:500]
-
-
-def _stop_orphans(job: Job) -> None:
-    """Stops the processes of a job whose chain was killed."""
-    try:
-        group = int(json.loads((job.folder / RUNNING_FILE).read_text(encoding="utf-8"))["group"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_ours = os.getpgid(int(process.name)) == group
-            if is_ours and str(job.folder).encode() in (process / "cmdline").read_bytes():
-                os.killpg(group, signal.SIGKILL)
-                break
-        except OSError:
-            continue
-    (job.folder / RUNNING_FILE).unlink(missing_ok=True)

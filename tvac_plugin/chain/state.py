@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tvac_plugin.chain.jobs import Job
+from tvac_plugin.defenses.custom import source_file
 from tvac_plugin.files import sha256, write_json
 from tvac_plugin.provenance import versions
 
@@ -72,8 +73,12 @@ def write_state(job: Job, state: JobState) -> None:
 
 
 def _local_files(job: Job) -> Iterator[str]:
-    """Files named in the recipe that no job of this chain makes."""
+    """Files named in the recipe that no job of this chain makes, and the source of a defense of the user's own."""
     root = job.folder.parent.parent
+    defense = str(job.recipe.get("safety_defense"))
+    source = source_file(defense) if "." in defense else None
+    if source is not None:
+        yield str(source)
     for text in _strings(job.recipe):
         path = Path(text).expanduser()
         if "\n" in text or len(text) > 1000 or root in path.resolve().parents or not path.exists():

@@ -49,15 +49,20 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: f
             lower = [place(p[0], p[2] or 0) for p in reversed(banded)]
             parts.append(f'<polygon class="band s{number % 6}" points="{" ".join(upper + lower)}"/>')
         path = " ".join(place(p[0], p[1]) for p in s.points)
-        parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
+        parts.append(f'<polyline class="line {_style(number)}" points="{path}"/>')
         for p in s.points:
             x, y = place(p[0], p[1]).split(",")
             title = escape(f"{s.label}: {p[1]:.1f} at {p[0]:g}")
             parts.append(f'<circle class="dot s{number % 6}" cx="{x}" cy="{y}" r="3"><title>{title}</title></circle>')
-    legend = "".join(f'<span class="key s{number % 6}">{escape(s.label)}</span> ' for number, s in enumerate(drawn))
+    legend = "".join(f'<span class="key {_style(number)}">{escape(s.label)}</span> ' for number, s in enumerate(drawn))
     note = f"<p>Not comparable, so not drawn: {escape(', '.join(left_out))}.</p>" if left_out else ""
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">{"".join(parts)}</svg>'
     return f"<figure>{svg}<figcaption>{legend}</figcaption></figure>{note}"
+
+
+def _style(number: int) -> str:
+    """Classes of a line's colour; from the seventh line on the colours come again, dashed."""
+    return f"s{number % 6} dashed" if number >= 6 else f"s{number}"
 
 
 def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]]) -> str:

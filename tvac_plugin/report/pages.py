@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from tvac_plugin.report.charts import Series, heat_map, line_chart
-from tvac_plugin.report.tables import cell, label, measure_names, sentences
+from tvac_plugin.report.tables import (
+    header,
+    label,
+    measure_names,
+    model_label,
+    model_rows,
+    sentences,
+    single_runs,
+    spread,
+)
 
 RESULTS_FILE = "results.json"
+INTERVALS = (
+    "Rates in percent with 95 % intervals: Wilson's over prompts for one run; for several seeds the wider of Student's "
+    "over seeds and the mean of the runs' own."
+)
 
 
 class ReportError(ValueError):
@@ -40,21 +54,18 @@ def write_report(chain_dir: Path) -> Path:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table and the sentences as Markdown."""
     measures = measure_names(results)
-    head = ["run", "model", *(f"{measure.replace('_', ' ')} %" for measure in measures)]
-    rows = [
-        [label(entry["params"]), name, *(cell(found[m]) if m in found else "" for m in measures)]
-        for entry in results["summary"]
-        for name, found in entry["models"].items()
-    ]
-    lines = ["# Report", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += [
-        "",
-        "Rates in percent with 95 % intervals.",
-        "",
-        *(f"- {s}" for s in [*sentences(results), *_judges(results)]),
-    ]
+    lines = ["# Report", "", *_table(results["summary"], measures), "", INTERVALS, ""]
+    lines += [f"- {sentence}" for sentence in [*sentences(results), *_judges(results)]]
+    runs = single_runs(results)
+    if runs:
+        lines += ["", "## Every run", "", *_table(runs, measures)]
     return "\n".join(lines) + "\n"
+
+
+def _table(entries: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> list[str]:
+    head = header(measures)
+    rows = [f"| {' | '.join(row)} |" for row in model_rows(entries, measures)]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *rows]
 
 
 def html(results: Mapping[str, Any]) -> str:
@@ -65,8 +76,11 @@ def html(results: Mapping[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(
         results=results,
         measures=measure_names(results),
-        cell=cell,
+        spread=spread,
         label=label,
+        model_label=model_label,
+        runs=single_runs(results),
+        intervals=INTERVALS,
         sentences=[*sentences(results), *_judges(results)],
         charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],
         recipes={job: json.dumps(facts["recipe"], indent=2) for job, facts in results["jobs"].items()},
@@ -76,7 +90,7 @@ def html(results: Mapping[str, Any]) -> str:
 def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     finished = [found for found in results["cells"] if found["status"] == "finished"]
     unit = "harmful score, percent"
-    curves = line_chart([_curve(found) for found in finished], x_label="attack steps", y_label=unit, y_max=100)
+    curves = line_chart(_curves(finished), x_label="attack steps", y_label=unit, y_max=100)
     ratios = line_chart(_against_ratio(results), x_label="share of harmful rows", y_label=unit, y_max=100)
     charts = [
         ("Harmful score against attack steps", curves),
@@ -97,10 +111,27 @@ def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return charts
 
 
-def _curve(found: Mapping[str, Any]) -> Series:
-    scored = [(p["step"], p["harmful_score"]) for p in found["curve"] if "harmful_score" in p]
-    points = [(step, rate["percent"], rate["low"], rate["high"]) for step, rate in scored]
-    return Series(label(found["params"]), points, _basis(scored[0][1]) if scored else "")
+def _curves(finished: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """One line per group of cells that differ in the seed alone: a run's interval, or the seeds' mean and extremes."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for found in finished:
+        params = {key: value for key, value in found["params"].items() if key != "seed"}
+        groups.setdefault(label({**found, "params": params}), []).append(found)
+    return [_curve(name, members) for name, members in groups.items()]
+
+
+def _curve(name: str, members: Sequence[Mapping[str, Any]]) -> Series:
+    runs = [{p["step"]: p["harmful_score"] for p in found["curve"] if "harmful_score" in p} for found in members]
+    steps = [step for step in runs[0] if all(step in run for run in runs)]
+    points = [(step, *_mean_rate([run[step] for run in runs])) for step in steps]
+    return Series(name, points, " ".join(sorted({_basis(run[step]) for run in runs for step in steps})))
+
+
+def _mean_rate(rates: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    if len(rates) == 1:
+        return rates[0]["percent"], rates[0]["low"], rates[0]["high"]
+    values = [rate["percent"] for rate in rates]
+    return fmean(values), min(values), max(values)
 
 
 def _against_ratio(results: Mapping[str, Any]) -> list[Series]:
@@ -111,7 +142,7 @@ def _against_ratio(results: Mapping[str, Any]) -> list[Series]:
         attacked = list(entry["models"].values())[-1:] if ratio is not None else []
         for measures in attacked:
             if "harmful_score" in measures:
-                groups.setdefault(label(params), []).append((ratio, measures["harmful_score"]))
+                groups.setdefault(label({**entry, "params": params}), []).append((ratio, measures["harmful_score"]))
     return [
         Series(name, [(r, m["percent"], m["low"], m["high"]) for r, m in sorted(points, key=lambda p: p[0])],
                _basis(points[0][1]))

@@ -1,0 +1,96 @@
+"""One job's command as a process group of its own: started, watched, stopped, and found again after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tvac_plugin.chain.jobs import Job
+from tvac_plugin.files import write_json
+
+RUNNING_FILE = "running.json"
+LOG_FILE = "log.txt"
+
+
+class Ended(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+        code: Exit code; negative for a signal.
+        seconds: Wall-clock time.
+        peak_memory_mb: Largest resident set of its processes.
+    """
+
+    code: int
+    seconds: float
+    peak_memory_mb: float
+
+
+class JobProcess:
+    """The running command of a job; its output goes to the job's log."""
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        """Starts it.
+
+        Args:
+            job: Whose command; its folder exists.
+            threads: `OMP_NUM_THREADS` for it, unless the variable is set.
+        """
+        bin_folder = str(Path(sys.executable).parent)
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        environment["PATH"] = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
+        self._note = job.folder / RUNNING_FILE
+        self._started = time.monotonic()
+        with (job.folder / LOG_FILE).open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            write_json(self._note, {"group": self._process.pid})
+        except BaseException:
+            self.stop()
+            raise
+
+    def poll(self) -> Ended | None:
+        """How the command ended; `None` while it runs."""
+        pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._note.unlink(missing_ok=True)
+        seconds = round(time.monotonic() - self._started, 1)
+        return Ended(self._process.returncode, seconds, round(usage.ru_maxrss / 1024, 1))
+
+    def stop(self) -> None:
+        """Kills the command and everything it started."""
+        if self._process.returncode is None:
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._note.unlink(missing_ok=True)
+
+
+def stop_orphans(root: Path) -> None:
+    """Stops the processes that a killed chain left behind in its folder."""
+    for note in root.glob(f"jobs/*/{RUNNING_FILE}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            _stop_group(int(json.loads(note.read_text(encoding="utf-8"))["group"]), note.parent)
+        note.unlink(missing_ok=True)
+
+
+def _stop_group(group: int, folder: Path) -> None:
+    """Kills a process group if one of its processes still works on `folder`; its number may be another's by now."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_ours = os.getpgid(int(process.name)) == group
+            if is_ours and str(folder).encode() in (process / "cmdline").read_bytes():
+                os.killpg(group, signal.SIGKILL)
+                return
