@@ -10,6 +10,7 @@ import torch
 
 from tests.workspace import adapter, axolotl_train, trace
 from tvac_plugin.args import DEFENSE_CONFIGS
+from tvac_plugin.chain.results import training_losses
 from tvac_plugin.provenance import verify
 
 SETTINGS = {
@@ -74,6 +75,7 @@ def test_only_switching_the_line_runs_another_defense(workspace, tmp_path, name)
     steps = [line for line in trace(output) if line["event"] == "step"]
     assert len(steps) == 4
     assert all(line[f"safety/{METRICS[name]}"] > 0 for line in steps[1:])
+    assert [step for step, loss in training_losses(output) if loss > 0] == [1, 2, 3, 4]
     read = DEFENSE_CONFIGS[name](**(SETTINGS.get(name) or {})).data_keys().keys() - {"retain_datasets"}
     assert manifest["data"].keys() - {"shared_prompts"} == {"datasets", *read}
 

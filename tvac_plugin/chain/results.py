@@ -113,7 +113,7 @@ def _job(job: Job, state: JobState) -> dict[str, Any]:
             facts[name.removesuffix(".json")] = json.loads(path.read_text(encoding="utf-8"))
     if state.status == "finished" and job.kind == "train":
         facts["trace"] = _trace(job.output / TRACE_FILE)
-        facts["losses"] = _losses(job.output)
+        facts["losses"] = training_losses(job.output)
     return facts
 
 
@@ -124,7 +124,7 @@ def _trace(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] in ("probe", "draw")]
 
 
-def _losses(output: Path) -> list[tuple[int, float]]:
+def training_losses(output: Path) -> list[tuple[int, float]]:
     """Steps with their training loss, from the last checkpoint's log or from the trace."""
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")))
     if checkpoints and (checkpoints[-1] / "trainer_state.json").is_file():
@@ -133,7 +133,7 @@ def _losses(output: Path) -> list[tuple[int, float]]:
     if not (output / TRACE_FILE).is_file():
         return []
     lines = (json.loads(line) for line in (output / TRACE_FILE).read_text(encoding="utf-8").splitlines())
-    return [(line["step"], line["safety/perturbed_loss"]) for line in lines if line["event"] == "step"]
+    return [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
 
 
 def _hardware() -> dict[str, Any]:

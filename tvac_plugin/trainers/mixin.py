@@ -100,7 +100,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         if self._record is not None and "loss" in logs:
             metrics = self._safety_metrics.pop()
             logs.update(metrics)
-            self._record.trace_step(self.state.global_step, metrics)
+            self._record.trace_step(self.state.global_step, {"loss": logs["loss"], **metrics})
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
