@@ -29,6 +29,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "push_away.py").write_text(CODE)
     (tmp_path / "half_done.py").write_text(
         "from tvac_plugin.defenses import Defense\nclass Thing: pass\nclass Half(Defense): pass\n"
+        "from tvac_plugin.defenses import Booster\nclass Mine(Booster): pass\n"
     )
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -64,6 +65,7 @@ def test_a_recipe_trains_with_it(workspace, here):
         ({"safety_defense": "push_away.PushAwy"}, "push_away has no `PushAwy`. Write `safety_defense: module.Class`"),
         ({"safety_defense": "half_done.Thing"}, "is not a subclass of tvac_plugin.defenses.Defense. Make it one"),
         ({"safety_defense": "half_done.Half"}, "half_done.Half has no `config_class`. Set it to a subclass"),
+        ({"safety_defense": "half_done.Mine"}, "shares its `config_class` with another defense. Give it one"),
         ({"custom_defense": {"scal": 1.0}}, "custom_defense: unknown key `scal`. Did you mean `scale`?"),
         ({"custom_defense": {"scale": "much"}}, "custom_defense.scale: Input should be a valid number"),
         ({"harmful_datasets": None}, "push_away.PushAway needs harmful prompts.*Add `harmful_datasets"),

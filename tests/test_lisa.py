@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.hosts import DirectHost
@@ -90,7 +91,7 @@ def test_a_resumed_run_is_pulled_to_the_same_weights():
 def test_accumulated_user_batches_in_the_alignment_state_are_left_out():
     model = precise_gpt2()
     host = DirectHost(model, streams={"alignment": ALIGNMENT})
-    defense = Lisa(LisaConfig(), model, seed=1)
+    defense = Lisa(LisaConfig(alignment_steps=5), model, seed=1)
     first = defense.step(host, USER[0], Position(0, True, num_steps=10))
     gradients = [p.grad.clone() for p in model.parameters()]
     second = defense.step(host, USER[1], Position(0, False, num_steps=10))
@@ -98,3 +99,10 @@ def test_accumulated_user_batches_in_the_alignment_state_are_left_out():
     assert second.loss == 0
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
     assert "train" not in host.passes
+
+
+def test_a_run_that_would_never_reach_the_user_s_data_is_refused():
+    model = precise_gpt2()
+    host = DirectHost(model, streams={"alignment": ALIGNMENT})
+    with pytest.raises(ValueError, match="lisa.alignment_steps: 100 is not less than the 60 steps.*Set it lower"):
+        Lisa(LisaConfig(), model, seed=1).step(host, USER[0], Position(0, True, num_steps=60))

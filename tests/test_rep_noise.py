@@ -112,6 +112,11 @@ def test_what_both_answers_share_is_left_alone():
     assert masked_cross_entropy(logits, batch, differ).item() == pytest.approx(math.log(8), rel=1e-6)
 
 
+def test_answers_that_nowhere_differ_give_no_loss_instead_of_nan():
+    batch = {"labels": torch.tensor([[-100, 4, 5]])}
+    assert masked_cross_entropy(torch.randn(1, 3, 8), batch, torch.zeros(1, 3, dtype=torch.bool)).item() == 0.0
+
+
 def test_no_hook_is_left_behind():
     model, counts = tiny_model("gpt2"), []
     for _ in range(3):

@@ -94,6 +94,15 @@ def test_the_adversary_of_tar_never_sees_the_held_out_rows():
     assert not source.has("benign")
 
 
+def test_held_out_pairs_stay_held_out_when_some_rows_have_no_refusal():
+    refusals = [row([1, number + 10], 6) for number in range(4, 10)]
+    source = streams(TARConfig(held_out=0.3), harmful_datasets=rows(10, answer=5), refusal_datasets=refusals)
+    attacked = {found["input_ids"][1] for i in range(10) for found in source.batch("adversary", i)["rows"]}
+    held_out = {int(ids[1]) for i in range(10) for ids in source.pair("tamper", i).first["input_ids"]}
+    assert held_out == {17, 18, 19}
+    assert not attacked & held_out
+
+
 def test_too_few_rows_to_hold_some_out_are_refused():
     with pytest.raises(ValueError, match="1 examples are too few to hold some of them out. Give more"):
         streams(TARConfig(tamper_loss="entropy"), harmful_datasets=rows(1, answer=5))

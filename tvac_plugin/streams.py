@@ -120,7 +120,11 @@ def pair_by_prompt(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Ro
 
 
 def _pools(stream: Stream, rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row], ...]:
-    pools: tuple[list[Row], ...] = (_rows_of(stream.key, rows)[: stream.limit],)
+    known = _rows_of(stream.key, rows)[: stream.limit]
+    start, end = (round(part * len(known)) for part in stream.share)
+    if start == end:
+        raise ValueError(f"{stream.key}: {len(known)} examples are too few to hold some of them out. Give more.")
+    pools: tuple[list[Row], ...] = (known[start:end],)
     if stream.pairs_with is not None:
         pools = pair_by_prompt(pools[0], _rows_of(stream.pairs_with, rows))
         if not pools[0]:
@@ -128,10 +132,7 @@ def _pools(stream: Stream, rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row]
                 f"{stream.pairs_with}: no prompt of {stream.key} is among them, so nothing can be paired. Give "
                 f"{DATA_KEYS[stream.pairs_with]}."
             )
-    start, end = (round(part * len(pools[0])) for part in stream.share)
-    if start == end:
-        raise ValueError(f"{stream.key}: {len(pools[0])} examples are too few to hold some of them out. Give more.")
-    return tuple(pool[start:end] for pool in pools)
+    return pools
 
 
 def _rows_of(key: str, rows: Mapping[str, Sequence[Row]]) -> list[Row]:

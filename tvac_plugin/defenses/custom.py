@@ -37,6 +37,11 @@ def import_defense(path: str) -> type[Defense]:
     config_class = getattr(found, "config_class", None)
     if not (isinstance(config_class, type) and issubclass(config_class, DefenseConfig)):
         raise ValueError(f"safety_defense: {path} has no `config_class`. Set it to a subclass of DefenseConfig.")
+    if "config_class" not in vars(found) or config_class.block != DefenseConfig.block:
+        raise ValueError(
+            f"safety_defense: {path} shares its `config_class` with another defense. Give it one of its own, a direct "
+            "subclass of DefenseConfig."
+        )
     return found
 
 

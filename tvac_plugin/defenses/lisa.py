@@ -43,6 +43,7 @@ class Lisa(Defense):
         """Trains on the current state's data, pulled towards where the other state ended."""
         if not position.starts_step:
             return StepReport(loss=torch.zeros_like(self._loss) if self._state == "alignment" else host.train(batch))
+        self._refuse_alignment_alone(position.num_steps)
         events = self._enter(self._state_at(position.step))
         norms = {}
         if self._pulls(position):
@@ -51,6 +52,13 @@ class Lisa(Defense):
             norms = {"pull_norm": norm(pull)}
         self._loss = host.train(batch) if self._state == "user" else self._align(host, position.step)
         return StepReport(loss=self._loss, norms=norms, events=events)
+
+    def _refuse_alignment_alone(self, num_steps: int) -> None:
+        if 0 < num_steps <= self._config.alignment_steps:
+            raise ValueError(
+                f"lisa.alignment_steps: {self._config.alignment_steps} is not less than the {num_steps} steps of "
+                "training, so the user's data would never be trained on. Set it lower, and user_steps with it."
+            )
 
     def _state_at(self, step: int) -> State:
         cycle = self._config.alignment_steps + self._config.user_steps

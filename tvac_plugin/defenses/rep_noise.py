@@ -121,4 +121,6 @@ def _masked(states: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    if targets.numel() == 0:
+        return logits.sum() * 0
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)

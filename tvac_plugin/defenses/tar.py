@@ -104,9 +104,9 @@ class TAR(Defense):
         """Gradient of L_retain; on alignment data, where training has the first term anyway, of the second alone."""
         has_own_data = host.has("retain")
         rows = host.batch("retain", step) if has_own_data else batch
+        with host.auxiliary(), replaced(self._weights, self._first_weights), torch.no_grad():
+            before = host.outputs(rows, hidden_states=True).hidden_states
         with host.auxiliary():
-            with replaced(self._weights, self._first_weights), torch.no_grad():
-                before = host.outputs(rows, hidden_states=True).hidden_states
             now = host.outputs(rows, hidden_states=True).hidden_states
             loss = self._config.representation_scale * mean_distance(now, before, rows)
             if has_own_data:

@@ -68,7 +68,7 @@ class TrainerHost:
         scale = self._loss_scale()
         found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True)
         return [
-            torch.zeros_like(parameter) if gradient is None else self.mean_across_processes(gradient / scale)
+            self.mean_across_processes(torch.zeros_like(parameter) if gradient is None else gradient / scale)
             for parameter, gradient in zip(parameters, found, strict=True)
         ]
 
