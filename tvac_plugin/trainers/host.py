@@ -81,7 +81,9 @@ class TrainerHost:
 
     def _loss_scale(self) -> float:
         scaler = self._trainer.accelerator.scaler
-        return float(scaler.get_scale()) if scaler is not None else 1.0
+        if scaler is None:
+            return 1.0
+        return float(scaler.scale(torch.ones((), device=self._trainer.args.device)))
 
     def _forward(self, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         self._model.train()
