@@ -20,6 +20,7 @@ Offset = Tensor | Callable[[Tensor], Tensor]
 """What is added to an output: a tensor of its shape, or how to get one from it."""
 
 _ATTENTION_NAMES = ("attn", "attention")
+_SIDE_OUTPUTS = ("output_router_logits", "num_kv_shared_layers")
 _MLP_NAMES = ("mlp", "ffn", "feed_forward", "moe")
 
 
@@ -86,6 +87,13 @@ def final_norm(model: nn.Module) -> nn.Module:
             if len(norms) == 1:
                 return norms[0]
     raise ValueError(f"{type(model).__name__} has no norm before its head that could be found. Use another defense.")
+
+
+def has_side_outputs(model: nn.Module) -> bool:
+    """Whether layers hand on more than their output: router logits for a loss of their own, or keys and values."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return any(getattr(text, name, None) for name in _SIDE_OUTPUTS)
 
 
 def _is_final_norm(name: str) -> bool:

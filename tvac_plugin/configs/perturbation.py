@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tvac_plugin.configs.base import PERTURB, RHO_SCOPE, DefenseConfig, RhoScope, Site, Steps, Stream
 
 LayerSampling = Literal["gradient_norm", "top_k", "uniform"]
 Freeze = Literal["layer", "attention", "none"]
+CheckpointInactive = Literal["auto", "on", "off"]
 
 
 class TVaccineConfig(DefenseConfig):
@@ -68,6 +69,18 @@ class TVaccineConfig(DefenseConfig):
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    checkpoint_inactive: CheckpointInactive = Field(
+        default="auto",
+        description="Activation checkpointing of undrawn layers: `auto`, as `gradient_checkpointing` says for all "
+        "layers; `on`, of undrawn layers and no others (published code), which saves most of the memory for less time; "
+        "`off`, of no undrawn layer. Default auto.",
+    )
+
+    @field_validator("checkpoint_inactive", mode="before")
+    @classmethod
+    def _read_yaml_switch(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as a boolean."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def streams(self) -> Mapping[str, Stream]:
         """Harmful examples for the probe."""

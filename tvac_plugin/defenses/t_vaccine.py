@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.activations import find_blocks
+from tvac_plugin.activations import find_blocks, frozen, has_side_outputs
+from tvac_plugin.checkpointing import can_checkpoint, checkpointed
 from tvac_plugin.configs.perturbation import TVaccineConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
 from tvac_plugin.defenses.two_pass import gradients_at, joint_norm, perturbed_step
@@ -41,9 +42,17 @@ class TVaccine(Defense):
                 f"t_vaccine.num_active_layers: {config.num_active_layers} is more than the model's "
                 f"{len(self._blocks)} layers. Set it to {len(self._blocks)} or less."
             )
+        if config.checkpoint_inactive != "auto" and not all(can_checkpoint(block.layer) for block in self._blocks):
+            raise ValueError(
+                f"t_vaccine.checkpoint_inactive: the layers of {type(model).__name__} have no switch of their own. "
+                "Set it to auto."
+            )
         self._config = config
         self._modules = {block.index: block.module(config.perturb) for block in self._blocks}
         self._trainable = trainable(model)
+        self._has_side_outputs = has_side_outputs(model)
+        in_blocks = _parameter_ids(block.layer for block in self._blocks)
+        self._trains_embeddings = any(id(parameter) not in in_blocks for parameter in self._trainable)
         self._seed = seed
         self._num_probes = 0
         self._probabilities: Tensor | None = None
@@ -57,9 +66,17 @@ class TVaccine(Defense):
                 events.append(self._probe(host))
             if not self._active or position.step % self._config.resample_steps == 0:
                 events.append(self._draw(position.step))
-        modules = {index: self._modules[index] for index in self._active}
-        with host.frozen(self._at_rest()):
-            report = perturbed_step(host, batch, modules, rho=self._config.rho, rho_scope=self._config.rho_scope)
+        config = self._config
+        with host.frozen(self._at_rest()), checkpointed(self._checkpointing(self._active)):
+            report = perturbed_step(
+                host,
+                batch,
+                {index: self._modules[index] for index in self._active},
+                rho=config.rho,
+                rho_scope=config.rho_scope,
+                weights=self._trainable,
+                below=self._below() if host.skips_layers else (),
+            )
         report.events = events
         return report
 
@@ -71,7 +88,7 @@ class TVaccine(Defense):
     def _probe(self, host: Host) -> dict[str, Any]:
         """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j)."""
         batch = host.batch("probe", self._num_probes)
-        with host.auxiliary():
+        with host.auxiliary(), frozen(self._trainable), checkpointed(self._checkpointing(())):
             probe = gradients_at(self._modules, lambda: host.mean_loss(batch))
         norms = [joint_norm({index: probe.at[index]}) for index in sorted(self._modules)]
         scores = host.mean_across_processes(torch.stack(norms)).cpu().double()
@@ -110,6 +127,21 @@ class TVaccine(Defense):
         undrawn = [block for block in self._blocks if block.index not in self._active]
         resting = _parameter_ids([*(b.layer for b in below), *(b.attention for b in undrawn)])
         return [p for p in self._trainable if id(p) in resting]
+
+    def _below(self) -> list[nn.Module]:
+        """The layers below the lowest drawn one, if nothing learns there and they hand on nothing but their output."""
+        learns = {"layer": False, "attention": self._trains_embeddings, "none": True}[self._config.freeze]
+        if learns or self._has_side_outputs:
+            return []
+        return [block.layer for block in self._blocks[: min(self._active)]]
+
+    def _checkpointing(self, drawn: tuple[int, ...]) -> dict[nn.Module, bool]:
+        """Which layers keep only their input in a pass, as `checkpoint_inactive` says; empty to leave them alone."""
+        setting = self._config.checkpoint_inactive
+        if setting == "auto":
+            return {}
+        layers = self._blocks if setting == "on" else [block for block in self._blocks if block.index not in drawn]
+        return {block.layer: setting == "on" and block.index not in drawn for block in layers}
 
     def state_dict(self) -> dict[str, Any]:
         """Number of probes, probabilities and drawn layers."""

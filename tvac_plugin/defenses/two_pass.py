@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.activations import Fired, capture, perturb
+from tvac_plugin.activations import Fired, capture, frozen, perturb
 from tvac_plugin.configs.base import RhoScope
 from tvac_plugin.defenses.base import Batch, Host, StepReport
+from tvac_plugin.prefix import SharedPrefix
 
 
 class Gradients(NamedTuple):
@@ -26,12 +27,19 @@ class Gradients(NamedTuple):
 
 
 def perturbed_step(
-    host: Host, batch: Batch, modules: Mapping[int, nn.Module], *, rho: float, rho_scope: RhoScope
+    host: Host,
+    batch: Batch,
+    modules: Mapping[int, nn.Module],
+    *,
+    rho: float,
+    rho_scope: RhoScope,
+    weights: Sequence[nn.Parameter],
+    below: Sequence[nn.Module] = (),
 ) -> StepReport:
     """One micro-batch of min over w of max over ||eps|| <= rho of L(w; e + eps), in two passes.
 
-    Pass 1 finds the gradient at the modules' outputs and touches no parameter's gradient. Pass 2 trains with the
-    outputs pushed uphill. Both see the same dropout masks.
+    Pass 1 finds the gradient at the modules' outputs; its graph begins at the lowest of them and holds no weight.
+    Pass 2 trains with the outputs pushed uphill. Both see the same dropout masks.
 
     Args:
         host: Computes losses and runs backward.
@@ -39,14 +47,18 @@ def perturbed_step(
         modules: Layer index to the module whose output e_l is perturbed.
         rho: L2 radius of the perturbation.
         rho_scope: Whether the radius bounds the whole micro-batch or each sample.
+        weights: All trainable parameters, none of which pass 1 needs a gradient of.
+        below: The first layers of the decoder, if none of them is perturbed or learns; they run once.
 
     Raises:
         RuntimeError: A layer's perturbation never reached the forward pass.
     """
-    with host.auxiliary():
+    prefix = SharedPrefix(below)
+    with host.auxiliary(), frozen(weights), prefix.recorded():
         clean = gradients_at(modules, lambda: host.loss(batch))
     offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope)
-    with perturb(modules, offsets) as fired:
+    clean.at.clear()  # as large as the offsets, and pass 2 is where memory peaks
+    with perturb(modules, offsets) as fired, prefix.replayed():
         loss = host.train(batch)
     refuse_unperturbed(modules, fired)
     return StepReport(

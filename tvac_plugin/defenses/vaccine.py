@@ -6,7 +6,7 @@ from torch import nn
 
 from tvac_plugin.activations import find_blocks
 from tvac_plugin.configs.perturbation import VaccineConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport
+from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
 from tvac_plugin.defenses.two_pass import perturbed_step
 
 
@@ -22,8 +22,11 @@ class Vaccine(Defense):
         """Binds the defense to `model`; `seed` is unused, there is nothing random in it."""
         self._config = config
         self._modules = {block.index: block.module(config.perturb) for block in find_blocks(model)}
+        self._trainable = trainable(model)
 
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """One micro-batch in two passes."""
         config = self._config
-        return perturbed_step(host, batch, self._modules, rho=config.rho, rho_scope=config.rho_scope)
+        return perturbed_step(
+            host, batch, self._modules, rho=config.rho, rho_scope=config.rho_scope, weights=self._trainable
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tvac_plugin import activations
+from tvac_plugin.answers import answers_only
 from tvac_plugin.defenses.base import Batch, Outputs, Pair
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class TrainerHost:
         assert trainer.streams is not None, "the defense was not configured"
         self._streams = trainer.streams
 
+    @property
+    def skips_layers(self) -> bool:
+        """In one process; under DDP every parameter takes part in every backward pass."""
+        return bool(self._trainer.accelerator.num_processes == 1)
+
     def loss(self, batch: Batch) -> Tensor:
         """As `train`, with its graph."""
         trainer = self._trainer
@@ -37,7 +43,8 @@ class TrainerHost:
 
     def train(self, batch: Batch) -> Tensor:
         """The trainer's own step."""
-        return self._trainer.host_step(self._model, batch, self._num_items)
+        with self._answers(batch) as inputs:
+            return self._trainer.host_step(self._model, inputs, self._num_items)
 
     def batch(self, stream: str, index: int) -> Batch:
         """A batch of the streams."""
@@ -87,8 +94,12 @@ class TrainerHost:
 
     def _forward(self, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         self._model.train()
-        inputs = self._trainer._prepare_inputs(dict(batch))
-        return self._trainer.auxiliary_loss(self._model, inputs, num_items)
+        with self._answers(self._trainer._prepare_inputs(dict(batch))) as inputs:
+            return self._trainer.auxiliary_loss(self._model, inputs, num_items)
+
+    def _answers(self, batch: Batch) -> contextlib.AbstractContextManager[Batch]:
+        head = self._trainer.answer_head
+        return contextlib.nullcontext(batch) if head is None else answers_only(head, batch)
 
     @contextlib.contextmanager
     def auxiliary(self, *, replay: bool = True) -> Iterator[None]:
@@ -101,7 +112,7 @@ class TrainerHost:
     @contextlib.contextmanager
     def frozen(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """By flag in one process, by dropping gradients in several."""
-        if self._trainer.accelerator.num_processes == 1:
+        if self.skips_layers:
             with activations.frozen(parameters):
                 yield
             return

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tvac_plugin.answers import reads_answers_only
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, build_defense
 from tvac_plugin.defenses.base import Batch, Position
@@ -28,6 +29,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
 
     _defense: Defense | None = None
     streams: Streams | None = None
+    answer_head: nn.Module | None = None
     _record: RunRecord | None = None
 
     def configure_defense(
@@ -50,6 +52,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             )
         model = self.accelerator.unwrap_model(self.model)
         self._defense = build_defense(config, model, seed=self.args.seed)
+        self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
         self._record = record
         self._safety_metrics = StepMetrics()
         self._last_step = -1
@@ -62,6 +65,11 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
+
+    def _reads_answers_only(self, model: nn.Module) -> bool:
+        """Whether prompt tokens can be left out of the head; not where a loss of the host's own reads the logits."""
+        has_own_loss = self.label_smoother is not None or self.compute_loss_func is not None
+        return self.model_accepts_loss_kwargs and not has_own_loss and reads_answers_only(model)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
