@@ -77,6 +77,27 @@ def test_one_step_equals_the_paper(rho_scope):
         torch.testing.assert_close(gradient, paper.adapters[name].grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_a_share_of_the_rows_is_perturbed_by_the_gradient_of_these_rows_alone(share):
+    # eps = rho * g / ||g|| with g from the first rows; the loss of all rows trains
+    model, batch = lora_model(), random_batch()
+    defense = TVaccine(TVaccineConfig(rho=1.5, num_active_layers=2, perturbed_share=share), model, seed=1)
+    report, _ = step(defense, model, batch)
+    drawn, count = list(report.active_layers), {0.5: 2, 0.2: 1}[share]
+
+    paper = plain(model)
+    g = paper.activation_gradients({name: value[:count] for name, value in batch.items()}, drawn)
+    norm = sum(x.square().sum() for x in g.values()).sqrt()
+    zeros = torch.zeros(3 - count, *g[drawn[0]].shape[1:])
+    loss = paper.loss(batch, {layer: torch.cat([1.5 * x / norm, zeros]) for layer, x in g.items()})
+    loss.backward()
+
+    torch.testing.assert_close(report.loss, loss.detach(), rtol=1e-5, atol=1e-6)
+    assert report.norms["perturbation_norm"].item() == pytest.approx(1.5, rel=1e-5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, paper.adapters[name].grad, rtol=1e-5, atol=1e-5)
+
+
 def test_freeze_attention_trains_what_the_published_code_trains():
     # attention adapters of drawn layers, MLP adapters from the lowest drawn layer up
     model = lora_model()

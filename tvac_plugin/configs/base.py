@@ -15,6 +15,7 @@ RhoScope = Literal["batch", "sample"]
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 Rows = Annotated[int, Field(ge=1, le=100_000)]
 Scale = Annotated[float, Field(ge=0, le=10_000)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Entries = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 DATA_KEYS: dict[str, str] = {
@@ -113,4 +114,9 @@ PERTURB = (
 RHO_SCOPE = (
     "What `rho` bounds: `batch`, the whole micro-batch tensor (published code: the budget of one sample shrinks as "
     "the batch grows), or `sample`, every sample alone. With packing a sample is one packed row. Default batch."
+)
+PERTURBED_SHARE = (
+    "Share of a micro-batch's rows that are perturbed, the first ones, rounded up; the first pass reads no others, "
+    "which makes a step cheaper and the defense weaker. With packing a micro-batch of one row is perturbed whole. "
+    "Default 1, the paper's method."
 )

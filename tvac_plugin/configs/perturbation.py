@@ -7,7 +7,17 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tvac_plugin.configs.base import PERTURB, RHO_SCOPE, DefenseConfig, RhoScope, Site, Steps, Stream
+from tvac_plugin.configs.base import (
+    PERTURB,
+    PERTURBED_SHARE,
+    RHO_SCOPE,
+    DefenseConfig,
+    RhoScope,
+    Share,
+    Site,
+    Steps,
+    Stream,
+)
 
 LayerSampling = Literal["gradient_norm", "top_k", "uniform"]
 Freeze = Literal["layer", "attention", "none"]
@@ -69,6 +79,7 @@ class TVaccineConfig(DefenseConfig):
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    perturbed_share: Share = Field(default=1.0, description=PERTURBED_SHARE)
     checkpoint_inactive: CheckpointInactive = Field(
         default="auto",
         description="Activation checkpointing of undrawn layers: `auto`, as `gradient_checkpointing` says for all "
@@ -100,6 +111,7 @@ class VaccineConfig(DefenseConfig):
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    perturbed_share: Share = Field(default=1.0, description=PERTURBED_SHARE)
 
 
 class RandomNoiseConfig(DefenseConfig):

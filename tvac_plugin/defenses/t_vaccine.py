@@ -76,6 +76,7 @@ class TVaccine(Defense):
                 rho_scope=config.rho_scope,
                 weights=self._trainable,
                 below=self._below() if host.skips_layers else (),
+                share=config.perturbed_share,
             )
         report.events = events
         return report

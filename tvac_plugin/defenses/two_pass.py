@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def perturbed_step(
     rho_scope: RhoScope,
     weights: Sequence[nn.Parameter],
     below: Sequence[nn.Module] = (),
+    share: float = 1.0,
 ) -> StepReport:
     """One micro-batch of min over w of max over ||eps|| <= rho of L(w; e + eps), in two passes.
 
@@ -49,15 +51,20 @@ def perturbed_step(
         rho_scope: Whether the radius bounds the whole micro-batch or each sample.
         weights: All trainable parameters, none of which pass 1 needs a gradient of.
         below: The first layers of the decoder, if none of them is perturbed or learns; they run once.
+        share: Share of the rows that is perturbed, the first ones; with less than all, pass 1 reads no others, sees
+            dropout masks of its own, and runs the layers `below` itself.
 
     Raises:
         RuntimeError: A layer's perturbation never reached the forward pass.
     """
-    prefix = SharedPrefix(below)
+    num_rows = len(batch["labels"])
+    num_perturbed = ceil(share * num_rows)
+    prefix = SharedPrefix(below if num_perturbed == num_rows else ())
     with host.auxiliary(), frozen(weights), prefix.recorded():
-        clean = gradients_at(modules, lambda: host.loss(batch))
+        clean = gradients_at(modules, lambda: host.loss(_first_rows(batch, num_perturbed)))
     offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope)
     clean.at.clear()  # as large as the offsets, and pass 2 is where memory peaks
+    offsets = {key: _extended(offset, num_rows / num_perturbed) for key, offset in offsets.items()}
     with perturb(modules, offsets) as fired, prefix.replayed():
         loss = host.train(batch)
     refuse_unperturbed(modules, fired)
@@ -68,6 +75,20 @@ def perturbed_step(
         active_layers=tuple(sorted(modules)),
         num_fired=len(fired.counts),
     )
+
+
+def _first_rows(batch: Batch, count: int) -> Batch:
+    num_rows = len(batch["labels"])
+    return {
+        name: value[:count] if isinstance(value, Tensor) and value.ndim and len(value) == num_rows else value
+        for name, value in batch.items()
+    }
+
+
+def _extended(offset: Tensor, factor: float) -> Tensor:
+    """The offset with zeros for the rows that are not perturbed."""
+    missing = round(len(offset) * factor) - len(offset)
+    return torch.cat([offset, offset.new_zeros(missing, *offset.shape[1:])]) if missing else offset
 
 
 def refuse_unperturbed(modules: Mapping[int, nn.Module], fired: Fired) -> None:

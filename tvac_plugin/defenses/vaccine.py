@@ -28,5 +28,11 @@ class Vaccine(Defense):
         """One micro-batch in two passes."""
         config = self._config
         return perturbed_step(
-            host, batch, self._modules, rho=config.rho, rho_scope=config.rho_scope, weights=self._trainable
+            host,
+            batch,
+            self._modules,
+            rho=config.rho,
+            rho_scope=config.rho_scope,
+            weights=self._trainable,
+            share=config.perturbed_share,
         )
