@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from tvac_plugin.compat import REFUSALS
 from tvac_plugin.evaluation.judges import JUDGES
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
 
 
 def settings_page() -> str:
@@ -65,6 +67,32 @@ def refusals_page() -> str:
     )
 
 
+def families_page() -> str:
+    """The families of models that the tests go through, and those that are refused."""
+    sys.path.insert(0, str(ROOT))
+    from tests.families import FAMILIES, REFUSED
+
+    rows = "\n".join(
+        f"| {family.title} | `{name}` | {_classes(family.attention)} | {_classes(family.mlp)} | {family.note} |"
+        for name, family in FAMILIES.items()
+    )
+    refused = "\n".join(f"| {entry.title} | `{name}` | {entry.why} |" for name, entry in REFUSED.items())
+    return (
+        "# Families of models\n\nThe layers of a model are found by structure, so a family that is missing here may "
+        f"work. These {len(FAMILIES)} are tested with\ntiny random weights: a perturbation lands at its layer with its "
+        "length, one training step changes the drawn layers and no\nothers, with LoRA and with full fine-tuning, and "
+        "activation checkpointing changes no gradient. Of a multimodal model the\nlanguage model is defended. This page "
+        "is written by `make docs`.\n\n"
+        f"| models | model type | `perturb: attention` | `perturb: mlp` | note |\n|---|---|---|---|---|\n{rows}\n\n"
+        "## Refused\n\nThe error names the architecture and the layers.\n\n"
+        f"| models | model type | why |\n|---|---|---|\n{refused}\n"
+    )
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _table(properties: dict[str, Any], *, skip: Any = ()) -> str:
     rows = [
         f"| `{name}` | {_kind(schema)} | {schema['description']} |"
@@ -89,3 +117,4 @@ if __name__ == "__main__":
     (REFERENCE / "settings.md").write_text(settings_page(), encoding="utf-8")
     (REFERENCE / "chains.md").write_text(chains_page(), encoding="utf-8")
     (REFERENCE / "refused-combinations.md").write_text(refusals_page(), encoding="utf-8")
+    (REFERENCE / "model-families.md").write_text(families_page(), encoding="utf-8")

@@ -5,46 +5,22 @@ from __future__ import annotations
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from tests.families import FAMILIES, REFUSED, SIZES
 from tvac_plugin.defenses.base import Pair
 
-VOCABULARY = 40
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "use_cache": False,
-}
-_EXTRA = {
-    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0, "attention_dropout": 0.0},
-    "phi3": {"attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
-    "gemma2": {"query_pre_attn_scalar": 8},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False},
-    "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
-}
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "opt", "gpt_neox")
-_LORA_TARGETS = {
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-}
-_LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VOCABULARY = SIZES["vocab_size"]
 
 
 def tiny_model(family: str = "llama", *, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """A random model of `family` with weights wide enough that every layer matters."""
     torch.manual_seed(seed)
-    sizes = {**_SIZES, **_EXTRA.get(family, {}), **overrides}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), attn_implementation="eager")
+    entry = FAMILIES.get(family) or REFUSED[family]
+    sizes = {key: value for key, value in {**SIZES, **entry.options}.items() if value is not None}
+    config = AutoConfig.for_model(family, **{**sizes, **overrides})
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
@@ -52,11 +28,11 @@ def tiny_model(family: str = "llama", *, seed: int = 0, **overrides: object) -> 
     return model.train()
 
 
-def with_lora(model: PreTrainedModel, *, family: str = "llama", dropout: float = 0.0, seed: int = 0) -> nn.Module:
+def with_lora(model: PreTrainedModel, *, dropout: float = 0.0, seed: int = 0) -> nn.Module:
     """The model under a LoRA whose both halves are random, so that every adapter has a gradient."""
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=2, lora_alpha=4, lora_dropout=dropout, target_modules=_LORA_TARGETS.get(family, _LLAMA_TARGETS)
+    config = LoraConfig(  # PEFT cannot wrap a router that returns a tuple (Llama 4)
+        r=2, lora_alpha=4, lora_dropout=dropout, target_modules="all-linear", exclude_modules=r".*\.router"
     )
     wrapped = get_peft_model(model, config)
     with torch.no_grad():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models import random_batch, tiny_model, with_lora
-from tvac_plugin.activations import capture, find_blocks, frozen, perturb
+from tvac_plugin.activations import capture, final_norm, find_blocks, frozen, perturb
 
 
 def hooks(model):
@@ -24,10 +26,33 @@ def test_norms_with_attention_in_their_name_are_not_taken_for_attention():
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_model_without_exactly_one_decoder_is_refused(count):
-    model = nn.ModuleList(tiny_model() for _ in range(count))
+    model = nn.ModuleDict({str(number): tiny_model() for number in range(count)})
     found = "no list" if count == 0 else "2 lists"
     with pytest.raises(ValueError, match=f"cannot be defended: {found} of decoder blocks.*Use a decoder-only"):
         find_blocks(model)
+
+
+def test_the_language_model_of_a_multimodal_model_is_defended():
+    text, vision = tiny_model("gemma3_text").config.to_dict(), {"num_hidden_layers": 2, "hidden_size": 16}
+    vision |= {"intermediate_size": 32, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = AutoModelForCausalLM.from_config(config)
+    blocks = find_blocks(model)
+    assert [type(block.layer).__name__ for block in blocks] == ["Gemma3DecoderLayer"] * 4
+    assert final_norm(model) is model.get_decoder().norm
+
+
+def test_an_adapted_model_is_named_by_its_architecture():
+    with pytest.raises(ValueError, match="^MambaForCausalLM cannot be defended"):
+        find_blocks(get_peft_model(tiny_model("mamba"), LoraConfig(target_modules=["in_proj"])))
+
+
+def test_a_layer_may_change_a_captured_output_in_place():
+    model = tiny_model("falcon").requires_grad_(False)
+    block = find_blocks(model)[0]
+    with capture({0: block.module("mlp")}) as outputs:
+        loss = model(**random_batch()).loss
+        assert torch.autograd.grad(loss, outputs[0])[0].norm() > 0
 
 
 def test_captured_outputs_require_grad_even_below_frozen_weights():

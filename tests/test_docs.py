@@ -31,6 +31,7 @@ def test_generated_pages_are_current():
     assert (pages.REFERENCE / "settings.md").read_text() == pages.settings_page(), "run `make docs`"
     assert (pages.REFERENCE / "chains.md").read_text() == pages.chains_page(), "run `make docs`"
     assert (pages.REFERENCE / "refused-combinations.md").read_text() == pages.refusals_page(), "run `make docs`"
+    assert (pages.REFERENCE / "model-families.md").read_text() == pages.families_page(), "run `make docs`"
 
 
 def blocks():

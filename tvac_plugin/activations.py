@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvac_plugin.architecture import attention_of, is_encoder_decoder, mlp_of, refusal, text_decoder
 from tvac_plugin.configs.base import Site
 
 Offset = Tensor | Callable[[Tensor], Tensor]
 """What is added to an output: a tensor of its shape, or how to get one from it."""
 
-_ATTENTION_NAMES = ("attn", "attention")
 _SIDE_OUTPUTS = ("output_router_logits", "num_kv_shared_layers")
-_MLP_NAMES = ("mlp", "ffn", "feed_forward", "moe")
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,17 @@ class Block:
 
 
 def find_blocks(model: nn.Module) -> tuple[Block, ...]:
-    """Finds the decoder blocks of `model`, in order.
+    """Finds the decoder blocks of `model`, in order; those of the language model if it is multimodal.
 
     Raises:
-        ValueError: No list of blocks, or more than one, was found.
+        ValueError: It is an encoder-decoder, or no list of blocks, or more than one, was found.
     """
-    candidates = [
-        blocks for module in model.modules() if isinstance(module, nn.ModuleList) and (blocks := _as_blocks(module))
-    ]
-    if len(candidates) != 1:
-        found = "no list" if not candidates else f"{len(candidates)} lists"
-        raise ValueError(
-            f"{type(model).__name__} cannot be defended: {found} of decoder blocks with an attention "
-            "submodule found. Use a decoder-only language model."
-        )
-    return candidates[0]
+    found = [] if is_encoder_decoder(model) else _block_lists(model)
+    if len(found) > 1:
+        found = _block_lists(text_decoder(model))
+    if len(found) != 1:
+        raise ValueError(refusal(model, num_lists=len(found)))
+    return found[0]
 
 
 def final_norm(model: nn.Module) -> nn.Module:
@@ -97,26 +92,22 @@ def has_side_outputs(model: nn.Module) -> bool:
 
 
 def _is_final_norm(name: str) -> bool:
-    return ("norm" in name or name.startswith("ln_")) and "emb" not in name
+    return ("norm" in name or name.startswith("ln_")) and "emb" not in name and not name.startswith("per_layer_")
+
+
+def _block_lists(model: nn.Module) -> list[tuple[Block, ...]]:
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [blocks for modules in lists if (blocks := _as_blocks(modules))]
 
 
 def _as_blocks(modules: nn.ModuleList) -> tuple[Block, ...]:
     blocks = []
     for index, layer in enumerate(modules):
-        attention = _child_with_weights(layer, _ATTENTION_NAMES)
+        attention = attention_of(layer)
         if attention is None:
             return ()
-        blocks.append(Block(index, layer, attention, _child_with_weights(layer, _MLP_NAMES)))
+        blocks.append(Block(index, layer, attention, mlp_of(layer)))
     return tuple(blocks)
-
-
-def _child_with_weights(layer: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    """The child with one of `names` in its name that holds matrices; norms and activations hold none."""
-    for name, child in layer.named_children():
-        is_named = any(part in name.lower() for part in names)
-        if is_named and any(parameter.ndim >= 2 for parameter in child.parameters()):
-            return child
-    return None
 
 
 @dataclass
@@ -136,12 +127,14 @@ def capture(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     outputs: dict[int, Tensor] = {}
 
     def hook_for(key: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = _hidden(output)
-            if not hidden.requires_grad:
-                hidden = hidden.detach().requires_grad_()
-            outputs.setdefault(key, hidden)
-            return _with_hidden(output, hidden)
+        def hook(_module: nn.Module, inputs: Any, output: Any) -> Any:
+            hidden = _hidden(output, inputs)
+            if hidden.requires_grad:
+                outputs.setdefault(key, hidden)
+                return _with_hidden(output, hidden)
+            leaf = hidden.detach().requires_grad_()
+            outputs.setdefault(key, leaf)
+            return _with_hidden(output, leaf.clone())  # some layers add to it in place, which no leaf allows
 
         return hook
 
@@ -161,9 +154,9 @@ def perturb(modules: Mapping[int, nn.Module], offsets: Mapping[int, Offset]) -> 
     def hook_for(key: int, offset: Offset) -> Any:
         drawn: list[Tensor] = [offset] if isinstance(offset, Tensor) else []
 
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        def hook(_module: nn.Module, inputs: Any, output: Any) -> Any:
             fired.counts.setdefault(key, 1)
-            hidden = _hidden(output)
+            hidden = _hidden(output, inputs)
             if not drawn and not isinstance(offset, Tensor):
                 drawn.append(offset(hidden.detach()))
             return _with_hidden(output, hidden + drawn[0].to(hidden.dtype))
@@ -199,11 +192,16 @@ def _hooks(hooks: Mapping[int, tuple[nn.Module, Any]]) -> Iterator[None]:
             handle.remove()
 
 
-def _hidden(output: Any) -> Tensor:
+def _hidden(output: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """The hidden states in a module's output as [batch, sequence, hidden]; some experts flatten the first two."""
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, torch.Tensor), f"a hooked module returned {type(output).__name__}"
-    return hidden
+    is_flat = hidden.ndim == 2 and bool(inputs) and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 3
+    return hidden.reshape(inputs[0].shape) if is_flat else hidden
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    """The output with other hidden states in it, in the shape that they had."""
+    if isinstance(output, tuple):
+        return (_with_hidden(output[0], hidden), *output[1:])
+    return hidden if hidden.shape == output.shape else hidden.reshape(output.shape)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvac_plugin.activations import capture, final_norm, find_blocks
+from tvac_plugin.activations import capture, find_blocks
 from tvac_plugin.configs.unlearning import RepNoiseConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Pair, Position, StepReport, trainable
+from tvac_plugin.readout import Readout, adds_residual
 from tvac_plugin.weights import norm
 
 _NUM_KERNELS = 5
@@ -34,17 +35,19 @@ class RepNoise(Defense):
         """Binds the defense to `model`; the noise depends on `seed`, the layer and the step.
 
         Raises:
-            ValueError: The model has no feed-forward modules, or no norm before its head.
+            ValueError: The model has no feed-forward modules of their own, or no norm before its head.
         """
-        blocks = find_blocks(model)
-        without = next((type(block.layer).__name__ for block in blocks if block.mlp is None), None)
-        if without is not None:
-            raise ValueError(f"rep_noise needs feed-forward modules, and {without} has none. Use another defense.")
+        for block in find_blocks(model):
+            if block.mlp is None or adds_residual(block.mlp):
+                raise ValueError(
+                    f"rep_noise needs feed-forward modules, and {type(block.layer).__name__} has none whose output is "
+                    "not yet added to the residual. Use another defense."
+                )
         self._config = config
         self._seed = seed
         self._weights = trainable(model)
-        self._mlps = {block.index: block.module("mlp") for block in blocks}
-        self._norm, self._head = final_norm(model), model.get_output_embeddings()  # type: ignore[operator]
+        self._mlps = {block.index: block.module("mlp") for block in find_blocks(model)}
+        self._readout = Readout(model)
 
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """Adds the gradient on one batch of pairs at the start of an optimizer step, then trains as usual."""
@@ -65,6 +68,7 @@ class RepNoise(Defense):
         answered = masked_cross_entropy(host.outputs(refusal).logits, refusal, differ)
         with capture(self._mlps) as mlp_outputs:
             outputs = host.outputs(harmful, hidden_states=True)
+        self._readout.check(outputs)
         mask = differ.to(outputs.logits.device) & (harmful["labels"].to(outputs.logits.device) != -100)
         noise = self._noise_loss(mlp_outputs, mask, step)
         depths = [self._logit_lens(h, harmful, differ) for h in outputs.hidden_states[:-1]]
@@ -88,8 +92,7 @@ class RepNoise(Defense):
     def _logit_lens(self, hidden: Tensor, harmful: Batch, differ: Tensor) -> Tensor:
         """CE_m of what the head reads from the middle of the model; only the masked positions are projected."""
         chosen, targets = _masked(hidden, harmful, differ)
-        logits = self._head(self._norm(chosen).to(self._head.weight.dtype))
-        return _mean_cross_entropy(logits, targets)
+        return _mean_cross_entropy(self._readout(chosen), targets)
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch, mask: Tensor) -> Tensor:
