@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # `axolotl train` starts `accelerate`, which it looks for on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test slow check docs clean
+.PHONY: demo test slow check docs bench clean
 
 demo: $(READY)  ## Align the tiny world's model with and without T-Vaccine, attack both, and report
 	axolotl tvac tiny-world --output outputs/tiny_world
@@ -28,6 +28,9 @@ check: $(READY)  ## Lint, format, types
 
 docs: $(READY)  ## Write the generated reference pages
 	python docs/generate.py
+
+bench: $(READY)  ## What a step of each defense costs, held against the stored baseline
+	axolotl tvac bench --output outputs/bench --baseline tvac_plugin/bench/baseline.json
 
 clean:  ## Remove what the demo and the tests wrote
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tvac_plugin.bench.command import bench
 from tvac_plugin.recipe import RecipeError, kind_problems, read_recipe
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -16,6 +17,9 @@ _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 @click.group()
 def tvac() -> None:
     """Defenses against harmful fine-tuning."""
+
+
+tvac.add_command(bench)
 
 
 @tvac.command()

@@ -60,6 +60,32 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: f
     return f"<figure>{svg}<figcaption>{legend}</figcaption></figure>{note}"
 
 
+def bar_chart(bars: Mapping[str, Sequence[float]], *, series: Sequence[str]) -> str:
+    """A group of horizontal bars for each label, one bar for each of `series`, with its value at its end.
+
+    A mark runs through the bars at 1.
+    """
+    thickness, gap, left, right = 14, 12, 130, 60
+    longest = max((value for values in bars.values() for value in values), default=1.0) or 1.0
+    scale = (WIDTH - left - right) / longest
+    parts, y = [], TOP
+    for label, values in bars.items():
+        middle = y + thickness * len(values) / 2 + 4
+        parts.append(f'<text x="{left - 6}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>')
+        for number, value in enumerate(values):
+            width = value * scale
+            parts.append(
+                f'<rect class="dot s{number}" x="{left}" y="{y}" width="{width:.1f}" height="{thickness}"/>'
+                f'<text x="{left + width + 4:.1f}" y="{y + thickness - 3}">{value:.2f}</text>'
+            )
+            y += thickness
+        y += gap
+    parts.append(f'<line class="grid" x1="{left + scale:.1f}" x2="{left + scale:.1f}" y1="{TOP}" y2="{y}"/>')
+    legend = "".join(f'<span class="key s{number}">{escape(name)}</span> ' for number, name in enumerate(series))
+    svg = f'<svg viewBox="0 0 {WIDTH} {y}" role="img" aria-label="{escape(", ".join(series))}">{"".join(parts)}</svg>'
+    return f"<figure>{svg}<figcaption>{legend}</figcaption></figure>"
+
+
 def _style(number: int) -> str:
     """Classes of a line's colour; from the seventh line on the colours come again, dashed."""
     return f"s{number % 6} dashed" if number >= 6 else f"s{number}"

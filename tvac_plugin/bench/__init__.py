@@ -1,0 +1,1 @@
+"""What a defended training step costs next to a plain one: `axolotl tvac bench`."""
