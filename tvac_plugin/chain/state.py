@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from tvac_plugin.provenance import versions
 STATE_FILE = "stage.json"
 _RESULTS = ("*.safetensors", "safety_defense.json", "simulated_user.json", "evaluation.json")
 _HASHED_WHOLE = 256 * 2**20
+_MOST_FILES = 1000
 
 
 class JobState(NamedTuple):
@@ -92,7 +94,13 @@ def _local_files(job: Job) -> Iterator[str]:
             or path.resolve() in (root, *root.parents)
         ):
             continue
-        yield from (str(file) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        yield from [str(path)] if path.is_file() else _files_below(path)
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files of a folder; none if they are too many for a model or a data set, as in a home folder."""
+    files = list(islice((str(file) for file in folder.rglob("*") if file.is_file()), _MOST_FILES + 1))
+    return files if len(files) <= _MOST_FILES else []
 
 
 def _strings(value: Any) -> Iterator[str]:
