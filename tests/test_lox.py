@@ -210,7 +210,7 @@ def test_only_b_changes_and_the_rest_is_copied(adapter, tmp_path):
     apply_lox(adapter, tmp_path / "out", **SETTINGS)
     old, new = tensors_in(adapter), tensors_in(tmp_path / "out")
     assert {name for name in old if not old[name].equal(new[name])} == {name for name in old if "lora_B" in name}
-    left_behind = {"optimizer.pt", "pytorch_model.bin", "checkpoint-1"}
+    left_behind = {"optimizer.pt", "pytorch_model.bin", "training_args.bin", "checkpoint-1"}
     assert set(entries_of(tmp_path / "out")) == {*entries_of(adapter), MANIFEST_FILE} - left_behind
     for name in ("adapter_config.json", "README.md", "tokenizer.json", "additional_chat_templates/file"):
         assert (tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tvac_plugin.bench.command import bench
-from tvac_plugin.recipe import RecipeError, kind_problems, read_recipe
+from tvac_plugin.recipe import RecipeError, foreign_code, kind_problems, read_recipe
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 
@@ -17,6 +19,8 @@ _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 @click.group()
 def tvac() -> None:
     """Defenses against harmful fine-tuning."""
+    # Axolotl's telemetry reports the text of errors, and an error about data may quote them.
+    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 
 
 tvac.add_command(bench)
@@ -31,6 +35,8 @@ def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
     from tvac_plugin.check import check_recipe
 
     settings = _read(recipe)
+    for line in foreign_code(settings):
+        click.echo(f"{recipe}: {line}", err=True)
     result = check_recipe(settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts)
     if result.problems:
         lines = "\n".join(f"- {problem}" for problem in result.problems)
@@ -138,7 +144,7 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
         for job in plan.jobs.values():
             job.folder.mkdir(parents=True, exist_ok=True)
             job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
-            click.echo(" ".join(job.command))
+            click.echo(shlex.join(job.command))
         return
     try:
         results = collect(plan, run_plan(plan, say=click.echo, num_parallel=num_parallel))

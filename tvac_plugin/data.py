@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta
@@ -22,6 +21,7 @@ from tvac_plugin.configs.base import DefenseConfig, did_you_mean
 from tvac_plugin.configs.perturbation import TVaccineConfig
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.files import DATA_SUFFIXES
+from tvac_plugin.names import local_path
 
 
 def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str) -> list[str]:
@@ -38,7 +38,7 @@ def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str) -> 
         if not path:
             problems.append(f"{where}: `path:` is missing. Name a file, a folder or a data set on the hub.")
         elif _is_local(str(path)):
-            problems += _file_problems(where, Path(str(path)).expanduser())
+            problems += _file_problems(where, str(path))
     return problems
 
 
@@ -156,12 +156,14 @@ def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:
 
 
 def _is_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in DATA_SUFFIXES or Path(path).exists()
+    found = local_path(path)
+    return found is None or path.startswith((".", "/", "~")) or found.suffix in DATA_SUFFIXES or found.exists()
 
 
-def _file_problems(where: str, path: Path) -> list[str]:
-    if not path.exists():
-        return [f"{where}: {path} does not exist. Correct `path:`, it is relative to where you start axolotl."]
+def _file_problems(where: str, text: str) -> list[str]:
+    path = local_path(text)
+    if path is None or not path.exists():
+        return [f"{where}: {text} does not exist. Correct `path:`, it is relative to where you start axolotl."]
     if path.is_file() and not path.read_bytes().strip():
         return [f"{where}: {path} is empty. Give at least one example."]
     return []

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tvac_plugin.names import local_path
+
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"}
 """Endings by which a data set's path is known to be a local file."""
 
@@ -30,7 +32,9 @@ def is_missing_folder(text: str) -> bool:
 
     A name is a path if it looks like one, or if its first part is a folder here.
     """
-    path = Path(text).expanduser()
+    path = local_path(text)
+    if path is None:
+        return True
     is_path = (
         text.startswith((".", "/", "~"))
         or text.count("/") > 1

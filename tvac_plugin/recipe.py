@@ -7,9 +7,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
+from tvac_plugin.documents import DocumentError, read_document
 
 PLUGIN_PATH = "tvac_plugin.SafetyDefensePlugin"
 _OUR_KEYS = tuple(SafetyDefenseArgs.model_fields)
@@ -25,14 +24,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Reads the YAML at `path`.
 
     Raises:
-        RecipeError: There is no such file, it is not YAML, or not a mapping.
+        RecipeError: There is no such file, it is not plain YAML, or not a mapping.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_document(path)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). Give the path of a recipe.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}. Correct the line it names.") from error
+    except DocumentError as error:
+        raise RecipeError(f"{path}: {error}") from error
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: not a recipe: the top level must be `key: value` lines.")
     return recipe
@@ -72,6 +71,21 @@ def plugin_problems(recipe: Mapping[str, Any]) -> list[str]:
     if wrong is not None:
         return [f"plugins: `{wrong}` does not exist, and Axolotl trains without it. Write `{PLUGIN_PATH}`."]
     return [f"the plugin is not loaded, so nothing is defended. Add `plugins: [{PLUGIN_PATH}]`."]
+
+
+def foreign_code(recipe: Mapping[str, Any]) -> list[str]:
+    """Says which code outside Axolotl and this package runs when `recipe` is checked or trained."""
+    plugins = recipe.get("plugins")
+    named = [("plugins", str(name)) for name in plugins if name != PLUGIN_PATH] if isinstance(plugins, list) else []
+    defense = recipe.get("safety_defense")
+    if isinstance(defense, str) and "." in defense:
+        named.append(("safety_defense", defense))
+    lines = [
+        f"{key}: {name} is imported, which runs its code." for key, name in named if not name.startswith("axolotl.")
+    ]
+    if recipe.get("trust_remote_code"):
+        lines.append("trust_remote_code: Python code that comes with the model or its tokenizer runs.")
+    return lines
 
 
 def defense_is_absent(recipe: Mapping[str, Any]) -> list[str]:

@@ -30,13 +30,13 @@ def test_an_adapter_is_extrapolated_merged_and_attacked(chain, tmp_path):
     lox = jobs["extrapolate-safety_defense=none"]
     folder = tmp_path / "out" / "jobs"
     assert lox.command == (
-        "axolotl", "tvac", "lox", "--aligned", str(folder / "align-safety_defense=none" / "out"),
-        "--output", str(folder / "extrapolate-safety_defense=none" / "out"), "--rank", "6", "--coefficient", "1.25",
+        "axolotl", "tvac", "lox", f"--aligned={folder / 'align-safety_defense=none' / 'out'}",
+        f"--output={folder / 'extrapolate-safety_defense=none' / 'out'}", "--rank=6", "--coefficient=1.25",
     )  # fmt: skip
     assert lox.parents == ("align-safety_defense=none",)
     merge = jobs[f"{lox.id}.merged"]
     assert merge.parents == (lox.id,)
-    assert merge.command[-1] == str(lox.output)
+    assert merge.command[-1] == f"--lora-model-dir={lox.output}"
     assert merge.recipe["adapter"] == "lora"
     attack = jobs["attack-safety_defense=none"]
     assert attack.parents == (merge.id,)
@@ -56,7 +56,14 @@ def test_full_weights_need_their_base_and_no_merge(chain):
 def test_the_command_has_the_options_it_is_given(chain):
     options = {name for option in tvac.commands["lox"].params for name in option.opts}
     commands = (plan_of(chain(**CHAIN, align=align)).jobs.values() for align in ({}, {"adapter": None}))
-    given = {word for jobs in commands for job in jobs if job.kind == "lox" for word in job.command if "--" in word}
+    given = {
+        word.partition("=")[0]
+        for jobs in commands
+        for job in jobs
+        if job.kind == "lox"
+        for word in job.command
+        if "--" in word
+    }
     assert given <= options
 
 

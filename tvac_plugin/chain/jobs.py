@@ -12,6 +12,7 @@ import yaml
 from tvac_plugin.args import DATA_KEYS
 from tvac_plugin.chain.cells import Cell, cells
 from tvac_plugin.chain.recipe import BASE, Chain, LoxConfig, Stage, applies, with_matrix_value
+from tvac_plugin.names import folder_name
 from tvac_plugin.recipe import RecipeError
 
 Kind = Literal["train", "lox", "merge", "evaluate"]
@@ -31,7 +32,7 @@ class Job:
         parents: Ids of the jobs whose output it needs.
         folder: Its folder; the output is in `out/`.
         recipe: Its resolved recipe; for a `lox` job, what the command is given.
-        command: What is run.
+        command: What is run, without a shell; every value of a recipe in it is behind its own `--key=`.
     """
 
     id: str
@@ -138,7 +139,7 @@ class Plan:
         folder = self.root / "jobs" / job_id
         base = {} if trained.get("adapter") else {"base": str(trained["base_model"])}
         options = {"aligned": str(source.output), "output": str(folder / "out"), **config.model_dump(), **base}
-        arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        arguments = [f"--{key}={value}" for key, value in options.items()]
         return self._add(Job(
             job_id, "lox", stage.name, None, (source.id,), folder, options, ("axolotl", "tvac", "lox", *arguments),
         ))  # fmt: skip
@@ -153,7 +154,7 @@ class Plan:
         recipe = training | {"output_dir": str(folder / "out")}
         merge = self._add(Job(
             job_id, "merge", source.stage, None, (source.id,), folder, recipe,
-            ("axolotl", "merge-lora", str(folder / "recipe.yml"), "--lora-model-dir", str(source.output)),
+            ("axolotl", "merge-lora", str(folder / "recipe.yml"), f"--lora-model-dir={source.output}"),
         ))  # fmt: skip
         return (merge.id,), str(merge.output / "merged")
 
@@ -191,7 +192,7 @@ class Plan:
 
     def _id(self, name: str, cell: Cell, keys: set[str]) -> str:
         used = [f"{key}={value}" for key, value in cell.items() if key in keys]
-        return "-".join([name, *used]).replace("/", "_").replace(" ", "")
+        return folder_name("-".join([name, *used]))
 
     def _add(self, job: Job) -> Job:
         known = self.jobs.setdefault(job.id, job)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import ValidationError
 
 from tvac_plugin.args import DATA_KEYS
@@ -12,6 +10,7 @@ from tvac_plugin.check import own_problems
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
 from tvac_plugin.files import DATA_SUFFIXES, is_missing_folder
 from tvac_plugin.messages import explain
+from tvac_plugin.names import local_path
 from tvac_plugin.recipe import near_misses, plugin_problems
 
 
@@ -35,9 +34,10 @@ def _training_problems(job: Job) -> list[str]:
     for block, where in ((job.recipe, ""), (user, "simulated_user.")):
         for key in ("datasets", *DATA_KEYS, "task_datasets", "disjoint_from"):
             for entry in block.get(key) or []:
-                path = Path(str(entry.get("path"))).expanduser()
-                if path.suffix in DATA_SUFFIXES and not path.is_file():
-                    problems.append(f"{where}{key}: {path} does not exist. Correct `path:`, or make the data first.")
+                text = str(entry.get("path"))
+                path = local_path(text)
+                if path is None or (path.suffix in DATA_SUFFIXES and not path.is_file()):
+                    problems.append(f"{where}{key}: {text} does not exist. Correct `path:`, or make the data first.")
     return problems
 
 

@@ -49,7 +49,7 @@ class JobProcess:
         self._note = job.folder / RUNNING_FILE
         self._started = time.monotonic()
         with (job.folder / LOG_FILE).open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 (a list, no shell; values stand behind their `--key=`)
                 job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                 start_new_session=True,
             )  # fmt: skip

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from tvac_plugin.args import Block, did_you_mean
+from tvac_plugin.documents import DocumentError, parse_document
+from tvac_plugin.names import Folder
 from tvac_plugin.recipe import RecipeError, read_recipe
 
 BASE = "base"
@@ -35,7 +36,7 @@ class Stage(Block):
 
     block: ClassVar[str] = "stage"
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="How other stages and the report call it.")
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64, description="How other stages and the report call it.")
     train: str | None = Field(
         default=None, description="An Axolotl recipe to train, relative to the chain's file. Default: absent."
     )
@@ -87,7 +88,7 @@ class ChainRecipe(Block):
         description="Harmful score, percent, at which an attack counts as successful; the first checkpoint above it is "
         "the attack's cost. Default 50.",
     )  # fmt: skip
-    output_dir: str = Field(description="Where everything goes, relative to where you start the chain.")
+    output_dir: Folder = Field(description="Where everything goes, relative to where you start the chain.")
 
     @model_validator(mode="after")
     def _refuse_wrong_order(self) -> ChainRecipe:
@@ -244,4 +245,7 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"--set {text}: write stage.key=value.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, parse_document(value)
+    except DocumentError as error:
+        raise RecipeError(f"--set {key}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from shutil import rmtree
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 from tvac_plugin.chain.jobs import PREPARED_FOLDER, Job, Plan, is_defended
 from tvac_plugin.chain.process import LOG_FILE, Ended, JobProcess, stop_orphans
 from tvac_plugin.chain.state import STATE_FILE, JobState, fingerprint, output_hash, read_state, write_state
+from tvac_plugin.names import printable
 from tvac_plugin.provenance import ProvenanceError, verify
 
 _POLL_SECONDS = 0.05
@@ -94,7 +96,7 @@ class _Run:
             self._say(job, "already done")
             self._states[job.id] = earlier
             return
-        self._say(job, " ".join(job.command))
+        self._say(job, shlex.join(job.command))
         _clear(job)
         self._running[job.id] = _Started(JobProcess(job, threads=self._threads), wanted)
 
@@ -155,4 +157,4 @@ def _problem(job: Job, code: int) -> str | None:
 def _last_line(job: Job) -> str:
     lines = (job.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     telling = [line for line in lines if "Error" in line and "CalledProcessError" not in line and "torchao" not in line]
-    return (telling or lines or ["no output"])[-1].strip()[:500]
+    return printable((telling or lines or ["no output"])[-1].strip()[:500])

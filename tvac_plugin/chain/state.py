@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tvac_plugin.chain.jobs import Job
 from tvac_plugin.defenses.custom import source_file
 from tvac_plugin.files import sha256, write_json
+from tvac_plugin.names import local_path
 from tvac_plugin.provenance import versions
 
 STATE_FILE = "stage.json"
 _RESULTS = ("*.safetensors", "safety_defense.json", "simulated_user.json", "evaluation.json")
 _HASHED_WHOLE = 256 * 2**20
+_MOST_FILES = 1000
 
 
 class JobState(NamedTuple):
@@ -73,17 +76,31 @@ def write_state(job: Job, state: JobState) -> None:
 
 
 def _local_files(job: Job) -> Iterator[str]:
-    """Files named in the recipe that no job of this chain makes, and the source of a defense of the user's own."""
+    """Files named in the recipe that no job of this chain makes, and the source of a defense of the user's own.
+
+    A folder that holds the chain's own is left out: it changes with every job, and `/` or `.` would be read whole.
+    """
     root = job.folder.parent.parent
     defense = str(job.recipe.get("safety_defense"))
     source = source_file(defense) if "." in defense else None
     if source is not None:
         yield str(source)
     for text in _strings(job.recipe):
-        path = Path(text).expanduser()
-        if "\n" in text or len(text) > 1000 or root in path.resolve().parents or not path.exists():
+        path = local_path(text)
+        if (
+            path is None
+            or not path.exists()
+            or root in path.resolve().parents
+            or path.resolve() in (root, *root.parents)
+        ):
             continue
-        yield from (str(file) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        yield from [str(path)] if path.is_file() else _files_below(path)
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files of a folder; none if they are too many for a model or a data set, as in a home folder."""
+    files = list(islice((str(file) for file in folder.rglob("*") if file.is_file()), _MOST_FILES + 1))
+    return files if len(files) <= _MOST_FILES else []
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ _SHOW = "Write `safety_defense: module.Class`, with the module where you start a
 
 
 def import_defense(path: str) -> type[Defense]:
-    """Imports the defense at `path`, looking in the current folder too.
+    """Imports the defense at `path`, looking in the current folder too; importing a module runs it.
 
     Raises:
         ValueError: There is no such class, or it is not a defense with settings of its own.
@@ -25,7 +25,7 @@ def import_defense(path: str) -> type[Defense]:
     try:
         with _current_folder_on_path():
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"safety_defense: {path} cannot be imported: {type(error).__name__}: {error}. {_SHOW}"
         ) from error

@@ -12,6 +12,7 @@ import datasets
 
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load_judge
+from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
 from tvac_plugin.evaluation.rates import Rate, rate
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged
@@ -86,10 +87,12 @@ class _Evaluation:
     def _load(self, name: str, path: str) -> Generator:
         if is_missing_folder(path):
             raise ValueError(f"models.{name}: {path} does not exist. Train it first, or correct the path.")
-        source = Path(path).expanduser()
+        recipe = self._recipe
         try:
-            return Generator.load(source if source.is_dir() else path, prompt_format=self._recipe.prompt_format)
-        except OSError as error:
+            return Generator.load(
+                folder_or_hub_id(path), prompt_format=recipe.prompt_format, trust_remote_code=recipe.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
             raise ValueError(f"models.{name}: {path} cannot be loaded: {error}") from error
 
     def _measure(
@@ -136,7 +139,10 @@ class _Evaluation:
         key = json.dumps([source.judge, source.judge_model, source.threshold])
         if key not in self._judges:
             try:
-                self._judges[key] = load_judge(source.judge, weights=source.judge_model, threshold=source.threshold)
+                self._judges[key] = load_judge(
+                    source.judge, weights=source.judge_model, threshold=source.threshold,
+                    trust_remote_code=self._recipe.trust_remote_code,
+                )  # fmt: skip
             except OSError as error:
                 weights = source.judge_model or JUDGES[source.judge].weights
                 raise ValueError(

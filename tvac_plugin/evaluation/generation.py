@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tvac_plugin.evaluation.pretrained import load_pretrained
 
 ALPACA_TEMPLATE = (
     "{{ bos_token or '' }}{% set task = messages[0]['content'] %}"
@@ -31,32 +34,36 @@ class Generator:
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: Path | str, *, prompt_format: str = "chat_template") -> Generator:
+    def load(
+        cls, path: Path | str, *, prompt_format: str = "chat_template", trust_remote_code: bool = False
+    ) -> Generator:
         """Loads a model, or an adapter together with the model it is for; on the GPU in bfloat16 if there is one.
 
         Args:
             path: A folder, or a hub id.
             prompt_format: "chat_template" for the tokenizer's own, "alpaca" to put Alpaca's in its place.
+            trust_remote_code: Whether Python code that comes with model or tokenizer may run.
 
         Raises:
-            ValueError: There is no model in the folder.
+            ValueError: There is no model in the folder, or it brings code that is not trusted.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"dtype": torch.bfloat16 if device == "cuda" else torch.float32}
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        load = partial(load_pretrained, trust_remote_code=trust_remote_code)
         adapter_config = Path(path) / "adapter_config.json"
         if isinstance(path, Path) and not (path / "config.json").is_file() and not adapter_config.is_file():
             raise ValueError(f"{path}: no model here. Train it first, or correct the path.")
         if adapter_config.is_file():
             from peft import PeftModel
 
-            base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            base = _base_of(adapter_config)
+            model = load(AutoModelForCausalLM, base, dtype=dtype)
             model = PeftModel.from_pretrained(model, path).merge_and_unload()
             has_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
-            tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base)
+            tokenizer = load(AutoTokenizer, path if has_tokenizer else base)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, **options)
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = load(AutoModelForCausalLM, path, dtype=dtype)
+            tokenizer = load(AutoTokenizer, path)
         if prompt_format == "alpaca":
             tokenizer.chat_template = ALPACA_TEMPLATE
         if tokenizer.chat_template is None:
@@ -98,3 +105,12 @@ class Generator:
             )
             answers += self.tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
+
+
+def _base_of(adapter_config: Path) -> str:
+    """The model that an adapter is for."""
+    try:
+        base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{adapter_config}: names no `base_model_name_or_path`. Save the adapter again.") from error
+    return str(base)

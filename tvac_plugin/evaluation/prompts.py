@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
 from tvac_plugin.evaluation.recipe import PromptSource
+from tvac_plugin.names import local_path
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -47,10 +47,10 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
 
 
 def _rows(source: PromptSource) -> Any:
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
+    if path is None or (path.suffix in _FORMATS and not path.is_file()):
+        raise ValueError(f"prompts: {source.path} does not exist. Correct `path:`, it is relative to where you are.")
     if path.suffix in _FORMATS:
-        if not path.is_file():
-            raise ValueError(f"prompts: {path} does not exist. Correct `path:`, it is relative to where you are.")
         if not path.read_bytes().strip():
             return []
         try:
@@ -58,7 +58,12 @@ def _rows(source: PromptSource) -> Any:
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
             cause = error.__cause__ or error
             raise ValueError(f"prompts: {path} cannot be read: {cause}. Correct the file.") from error
-    return datasets.load_dataset(source.path, source.subset, split=source.split)
+    try:
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"prompts: {source.path} cannot be loaded: {error}. Correct `path:`, `subset:` or `split:`."
+        ) from error
 
 
 def _prompt(row: Mapping[str, Any], source: PromptSource) -> Prompt:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tvac_plugin.args import Block, did_you_mean
 from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.names import FileName, Folder
 
 PromptFormat = Literal["chat_template", "alpaca"]
 
@@ -84,16 +85,20 @@ class EvaluateRecipe(Block):
 
     block: ClassVar[str] = "evaluate recipe"
 
-    models: dict[str, str] = Field(
+    models: dict[FileName, str] = Field(
         default_factory=dict, description="Folders of models or adapters, by the name to show. A chain fills this in."
     )
     harmful_score: Judged | None = Field(default=None, description="Share of answers that are harmful.")
     over_refusal: Judged | None = Field(default=None, description="Share of answers to benign prompts that refuse.")
-    accuracy: dict[str, Accuracy] = Field(default_factory=dict, description="Share of right answers, by name.")
+    accuracy: dict[FileName, Accuracy] = Field(default_factory=dict, description="Share of right answers, by name.")
     prompt_format: PromptFormat = Field(
         default="chat_template",
         description="How a prompt is put to the models: the tokenizer's own template, or Alpaca's. Use what they were "
         "trained with. Default chat_template.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with the models, their tokenizers or a judge's weights. Default False.",
     )
     batch_size: int = Field(default=32, ge=1, description="Prompts generated at a time. Default 32.")
     max_unscored: float = Field(
@@ -104,7 +109,15 @@ class EvaluateRecipe(Block):
         description="A training run's folder whose checkpoints are evaluated too, each as `step N`. A chain fills this "
         "in. Default: absent.",
     )
-    output_dir: str = Field(description="Where answers and results go.")
+    output_dir: Folder = Field(description="Where answers and results go.")
+
+    @field_validator("accuracy")
+    @classmethod
+    def _refuse_unclear_names(cls, value: dict[str, Accuracy]) -> dict[str, Accuracy]:
+        for name in value:
+            if "." in name or name in ("harmful_score", "over_refusal"):
+                raise ValueError(f"accuracy: `{name}` cannot be told from other measures. Call it something else.")
+        return value
 
     @model_validator(mode="after")
     def _refuse_nothing_to_do(self) -> EvaluateRecipe:

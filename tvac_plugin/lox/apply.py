@@ -14,7 +14,8 @@ from tvac_plugin.lox.plan import Plan, plan_extrapolation
 from tvac_plugin.lox.tensor_files import write_copy
 from tvac_plugin.provenance import FORMAT, MANIFEST_FILE, ProvenanceError, verify, versions, weight_hashes
 
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+_LEFT_BEHIND = {".safetensors", ".bin", ".pt", ".pth", ".pkl", ".pickle"}
+"""Weights, which are written anew, and pickles, which run code when they are read."""
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -22,9 +23,9 @@ def apply_lox(aligned: Path, output: Path, *, rank: int, coefficient: float, bas
     """Writes W_LoX = W_aligned + c · truncate_k(W_aligned - W_base) of every 2-D weight to `output`.
 
     A LoRA adapter becomes an adapter of the same rank, a full checkpoint one with the same shards. All other tensors
-    and the tokenizer, settings and notes are copied; weights of other formats, optimizer states and the folders of
-    checkpoints are left behind. The manifest of a defended model is carried over to the new weights; a model
-    without one gets a manifest of its own, with `lox` as the defense.
+    and the tokenizer, settings and notes are copied. Left behind are pickles, among them weights of other formats,
+    optimizer states and `training_args.bin`, and the folders of checkpoints. The manifest of a defended model is
+    carried over to the new weights; a model without one gets a manifest of its own, with `lox` as the defense.
 
     Args:
         aligned: A folder with a LoRA adapter or a full checkpoint, in safetensors.
@@ -100,7 +101,7 @@ def _appearing(output: Path) -> Iterator[Path]:
 
 def _copy_other_files(aligned: Path, folder: Path, plan: Plan) -> None:
     for path in aligned.iterdir():
-        is_state = path.suffix in _WEIGHT_SUFFIXES and not path.name.startswith("training_args")
+        is_state = path.suffix in _LEFT_BEHIND
         is_stale = path.name.endswith(".index.json") and path != plan.index
         if path.is_file() and not (is_state or is_stale or path.name == MANIFEST_FILE):
             shutil.copyfile(path, folder / path.name)

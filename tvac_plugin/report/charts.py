@@ -103,7 +103,7 @@ def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, A
         for layer in range(num_layers):
             style = "on" if layer in draw["layers"] else "off"
             x, y = LEFT + column * cell_width, TOP + (num_layers - 1 - layer) * cell_height
-            title = f"<title>step {draw['step']}, layer {layer}</title>"
+            title = f"<title>step {escape(str(draw['step']))}, layer {layer}</title>"
             parts.append(
                 f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{cell_width:.2f}" height="{cell_height:.2f}">'
                 f"{title}</rect>"
@@ -112,8 +112,8 @@ def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, A
     labels = (
         f'<text x="{LEFT - 6}" y="{bottom - 4}" text-anchor="end">0</text>'
         f'<text x="{LEFT - 6}" y="{TOP + 12}" text-anchor="end">{num_layers - 1}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 14}">step {draws[0]["step"]}</text>'
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {draws[-1]["step"]}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 14}">step {escape(str(draws[0]["step"]))}</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {escape(str(draws[-1]["step"]))}</text>'
     )
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="layers drawn">{"".join(parts)}{labels}</svg>'
     return f"<figure>{svg}<figcaption>layers, the first at the bottom; filled where drawn</figcaption></figure>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ from tvac_plugin.report.tables import (
 )
 
 RESULTS_FILE = "results.json"
+_MARKUP = re.compile(r"[\\`*\[\]|>#~]")
 INTERVALS = (
     "Rates in percent with 95 % intervals: Wilson's over prompts for one run; for several seeds the wider of Student's "
     "over seeds and the mean of the runs' own."
@@ -47,15 +49,15 @@ def write_report(chain_dir: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(f"{path}: no readable results here. Name the `output_dir` of `axolotl tvac run`.") from error
     for name, text in pages.items():
-        (chain_dir / name).write_text(text, encoding="utf-8")
+        (chain_dir / name).write_text(text, encoding="utf-8", errors="replace")
     return chain_dir / "report.html"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table and the sentences as Markdown."""
+    """The table and the sentences as Markdown; names and errors in them are shown as they are."""
     measures = measure_names(results)
     lines = ["# Report", "", *_table(results["summary"], measures), "", INTERVALS, ""]
-    lines += [f"- {sentence}" for sentence in [*sentences(results), *_judges(results)]]
+    lines += [f"- {_plain(sentence)}" for sentence in [*sentences(results), *_judges(results)]]
     runs = single_runs(results)
     if runs:
         lines += ["", "## Every run", "", *_table(runs, measures)]
@@ -64,8 +66,17 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _table(entries: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> list[str]:
     head = header(measures)
-    rows = [f"| {' | '.join(row)} |" for row in model_rows(entries, measures)]
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *rows]
+    rows = [_line(row) for row in model_rows(entries, measures)]
+    return [_line(head), f"|{'---|' * len(head)}", *rows]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_plain(text) for text in cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no link, no further cell."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def html(results: Mapping[str, Any]) -> str:
@@ -82,7 +93,8 @@ def html(results: Mapping[str, Any]) -> str:
         runs=single_runs(results),
         intervals=INTERVALS,
         sentences=[*sentences(results), *_judges(results)],
-        charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],
+        # Charts escape what they show: see `charts.py`.
+        charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],  # noqa: S704
         recipes={job: json.dumps(facts["recipe"], indent=2) for job, facts in results["jobs"].items()},
     )
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tvac_plugin.names import printable
+
 
 def evaluation_table(results: Mapping[str, Any]) -> str:
     """One line per model, one column per measure, each rate with its interval and counts."""
@@ -13,7 +15,7 @@ def evaluation_table(results: Mapping[str, Any]) -> str:
     rows = [[name, *(cell(found[measure]) for measure in measures)] for name, found in results["models"].items()]
     notes = {f"{m}: judged by {found[m]['judge']}" for found in results["models"].values() for m in measures}
     table = text_table(["model", *(f"{measure.replace('_', ' ')} %" for measure in measures)], rows)
-    return table + "\n\n" + "\n".join(sorted(notes))
+    return printable(table + "\n\n" + "\n".join(sorted(notes)))
 
 
 def cell(rate: Mapping[str, Any]) -> str:
@@ -44,7 +46,7 @@ def chain_table(results: Mapping[str, Any]) -> str:
     """One line per group of cells and model, with what differs and what failed below."""
     measures = measure_names(results)
     rows = model_rows(results["summary"], measures)
-    return "\n".join([text_table(header(measures), rows), "", *sentences(results)])
+    return printable("\n".join([text_table(header(measures), rows), "", *sentences(results)]))
 
 
 def header(measures: Sequence[str]) -> list[str]:

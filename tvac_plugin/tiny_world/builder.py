@@ -74,15 +74,10 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
     Raises:
         WorldError: `output` holds something else, or the world of other settings.
     """
-    settings = settings or WorldSettings()
+    settings, output = settings or WorldSettings(), output.resolve()
     if _is_built(output, settings):
         return False
-    if output.exists() and not (output / INDEX_FILE).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise WorldError(f"{output}: exists and is not a tiny world. Name an empty or a new folder.")
-    if _settings_of(output) not in (None, asdict(settings)):
-        raise WorldError(
-            f"{output}: holds another world, and models trained in it need it. Name a new folder, or delete this one."
-        )
+    _check_output(output, settings)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -97,6 +92,25 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
         shutil.rmtree(output)
     partial.replace(output)
     return True
+
+
+def _check_output(output: Path, settings: WorldSettings) -> None:
+    """Accepts a new or empty folder, or a damaged world of these settings with nothing else in it."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    index = _index_of(output)
+    if "settings" not in index or not isinstance(index.get("files"), dict):
+        raise WorldError(f"{output}: exists and is not a tiny world. Name an empty or a new folder.")
+    if index["settings"] != asdict(settings):
+        raise WorldError(
+            f"{output}: holds another world, and models trained in it need it. Name a new folder, or delete this one."
+        )
+    strange = sorted(_hashes(output).keys() - index["files"].keys())
+    if strange:
+        raise WorldError(
+            f"{output}: the world in it is damaged, and {strange[0]} beside it would be lost. Move what is yours, or "
+            "name a new folder."
+        )
 
 
 def _splits(world: World, settings: WorldSettings) -> Iterator[tuple[str, list[Row]]]:
@@ -131,20 +145,19 @@ def _write_base_model(folder: Path, world: World, settings: WorldSettings, *, sh
     tokenizer.save_pretrained(folder)
 
 
-def _settings_of(output: Path) -> dict[str, Any] | None:
+def _index_of(output: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((output / INDEX_FILE).read_text(encoding="utf-8"))["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return dict(json.loads((output / INDEX_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _is_built(output: Path, settings: WorldSettings) -> bool:
-    try:
-        index = json.loads((output / INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    index = _index_of(output)
+    if index.get("format") != FORMAT or index.get("settings") != asdict(settings):
         return False
-    is_same = index.get("format") == FORMAT and index.get("settings") == asdict(settings)
-    return bool(is_same and index.get("files") == _hashes(output))
+    files = index.get("files")
+    return isinstance(files, dict) and bool(files) and files.items() <= _hashes(output).items()
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -10,56 +10,70 @@ from tvac_plugin.evaluation.judges.base import Exchange, Judge, Verdict
 __all__ = ["JUDGES", "Exchange", "Judge", "JudgeEntry", "Verdict", "load_judge"]
 
 
+class Options(NamedTuple):
+    """What a judge is made from.
+
+    Attributes:
+        weights: Folder or hub id; "" for judges without.
+        threshold: Score above which an answer is flagged.
+        trust_remote_code: Whether Python code that comes with the weights may run.
+    """
+
+    weights: str
+    threshold: float
+    trust_remote_code: bool
+
+
 class JudgeEntry(NamedTuple):
     """One row of the table.
 
     Attributes:
-        load: Makes the judge from its weights and threshold.
+        load: Makes the judge.
         weights: Its published weights, if it has any.
         threshold: Score above which an answer is flagged, if it has one.
         note: What to know before quoting its numbers.
     """
 
-    load: Callable[[str | None, float | None], Judge]
+    load: Callable[[Options], Judge]
     weights: str | None
     threshold: float | None
     note: str
 
 
-def _exact(weights: str | None, threshold: float | None) -> Judge:
+def _exact(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.rules import ExactJudge
 
     return ExactJudge()
 
 
-def _keyword(weights: str | None, threshold: float | None) -> Judge:
+def _keyword(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.rules import KeywordJudge
 
     return KeywordJudge()
 
 
-def _beaver_dam(weights: str | None, threshold: float | None) -> Judge:
+def _beaver_dam(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.classifiers import BeaverDam
 
-    return BeaverDam(str(weights), threshold=float(threshold or 0))
+    return BeaverDam(options.weights, threshold=options.threshold, trust_remote_code=options.trust_remote_code)
 
 
-def _deberta(weights: str | None, threshold: float | None) -> Judge:
+def _deberta(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.classifiers import Deberta
 
-    return Deberta(str(weights), threshold=float(threshold or 0))
+    return Deberta(options.weights, threshold=options.threshold, trust_remote_code=options.trust_remote_code)
 
 
-def _llama_guard(weights: str | None, threshold: float | None) -> Judge:
+def _llama_guard(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.guards import LlamaGuard
 
-    return LlamaGuard(str(weights))
+    return LlamaGuard(options.weights, trust_remote_code=options.trust_remote_code)
 
 
-def _wildguard(weights: str | None, threshold: float | None) -> Judge:
+def _wildguard(options: Options) -> Judge:
     from tvac_plugin.evaluation.judges.guards import WildGuard
 
-    return WildGuard(str(weights))
+    return WildGuard(options.weights, trust_remote_code=options.trust_remote_code)
 
 
 JUDGES: dict[str, JudgeEntry] = {
@@ -85,7 +99,10 @@ JUDGES: dict[str, JudgeEntry] = {
 """Judges by the name that a recipe gives."""
 
 
-def load_judge(name: str, *, weights: str | None = None, threshold: float | None = None) -> Judge:
+def load_judge(
+    name: str, *, weights: str | None = None, threshold: float | None = None, trust_remote_code: bool = False
+) -> Judge:
     """Loads a judge with its published weights and threshold, unless others are given."""
     entry = JUDGES[name]
-    return entry.load(weights or entry.weights, entry.threshold if threshold is None else threshold)
+    flagged_above = entry.threshold if threshold is None else threshold
+    return entry.load(Options(weights or entry.weights or "", flagged_above or 0.0, trust_remote_code))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tvac_plugin.evaluation.judges.base import Exchange, Judge, Verdict
+from tvac_plugin.evaluation.pretrained import load_pretrained
 
 
 class ClassifierJudge(Judge):
@@ -18,20 +20,22 @@ class ClassifierJudge(Judge):
 
     max_length = 512
 
-    def __init__(self, weights: str, *, threshold: float) -> None:
+    def __init__(self, weights: str, *, threshold: float, trust_remote_code: bool = False) -> None:
         """Loads tokenizer and model; on the GPU in bfloat16 if there is one.
 
         Args:
             weights: Folder or hub id.
             threshold: Score above which an answer is harmful, 0 to 1.
+            trust_remote_code: Whether Python code that comes with the weights may run.
         """
         self._threshold = threshold
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = AutoTokenizer.from_pretrained(weights, padding_side="right", truncation_side="right")
+        load = partial(load_pretrained, source=weights, trust_remote_code=trust_remote_code)
+        self._tokenizer = load(AutoTokenizer, padding_side="right", truncation_side="right")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self._model = AutoModelForSequenceClassification.from_pretrained(weights, dtype=dtype).to(device).eval()
+        self._model = load(AutoModelForSequenceClassification, dtype=dtype).to(device).eval()
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
 
     @torch.inference_mode()

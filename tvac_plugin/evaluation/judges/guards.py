@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.judges.base import Exchange, Judge, Verdict
+from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 
 
 class GuardJudge(Judge):
@@ -16,9 +16,9 @@ class GuardJudge(Judge):
 
     max_new_tokens = 32
 
-    def __init__(self, weights: str) -> None:
-        """Loads the model from a folder or the hub."""
-        self.generator = Generator.load(Path(weights) if Path(weights).exists() else weights)
+    def __init__(self, weights: str, *, trust_remote_code: bool = False) -> None:
+        """Loads the model from a folder or the hub; code that comes with it runs only if it is trusted."""
+        self.generator = Generator.load(folder_or_hub_id(weights), trust_remote_code=trust_remote_code)
 
     def read(self, exchanges: Sequence[Exchange], *, batch_size: int) -> list[Verdict]:
         """Generates in batches, with a progress bar."""
