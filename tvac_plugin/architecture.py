@@ -24,7 +24,7 @@ def mlp_of(layer: nn.Module) -> nn.Module | None:
 
 def text_decoder(model: nn.Module) -> nn.Module:
     """The language model inside a multimodal one; `model` itself where there is nothing else."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     return decoder if isinstance(decoder, nn.Module) else model
 
 
@@ -65,7 +65,7 @@ def _name(model: nn.Module) -> str:
     return type(base).__name__
 
 
-def _largest_list(model: nn.Module) -> Sequence[nn.Module]:
+def _largest_list(model: nn.Module) -> nn.ModuleList:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=nn.ModuleList())
 
