@@ -31,7 +31,8 @@ def comparison_problem(baseline: Results, shape: Shape, settings: Settings) -> s
     """Why a run of `settings` on `shape` cannot be compared with `baseline`, if it cannot."""
     if shape != baseline.main.shape:
         return f"it was taken on another shape, {_difference(shape, baseline.main.shape)}. {_WAY_OUT}"
-    for key in ("seed", "draws", "threads", "host_metrics"):
+    are_timed = bool(settings.repeats and baseline.settings.repeats)
+    for key in ("seed", "draws", "host_metrics", *(["threads"] if are_timed else [])):
         theirs, ours = getattr(baseline.settings, key), getattr(settings, key)
         if theirs != ours:
             return f"it was taken with {key} {theirs}, this is with {ours}. {_WAY_OUT}"
