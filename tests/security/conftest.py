@@ -1,0 +1,46 @@
+"""A network that is not there, and an ear on every logger."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def blocked(monkeypatch):
+    """Refuses every way out of this process; returns what was tried."""
+    tried = []
+
+    def refuse(*arguments, **_):
+        family = getattr(arguments[0], "family", None) if arguments else None
+        if family == getattr(socket, "AF_UNIX", object()):
+            raise ConnectionRefusedError("no such socket")
+        tried.append(arguments)
+        raise OSError("the network is blocked")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return tried
+
+
+@pytest.fixture
+def heard():
+    """Everything that any logger says at INFO or above while the test runs."""
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+            if record.exc_info:
+                lines.append(str(record.exc_info[1]))
+
+    lines, ear = [], Ear(level=logging.INFO)
+    loggers = [logging.getLogger(name) for name in (None, "axolotl", "transformers", "trl", "datasets", "tvac_plugin")]
+    for logger in loggers:
+        logger.addHandler(ear)
+    yield lines
+    for logger in loggers:
+        logger.removeHandler(ear)
