@@ -14,14 +14,19 @@ def blocked(monkeypatch):
     tried = []
 
     def refuse(*arguments, **_):
-        family = getattr(arguments[0], "family", None) if arguments else None
-        if family == getattr(socket, "AF_UNIX", object()):
-            raise ConnectionRefusedError("no such socket")
         tried.append(arguments)
         raise OSError("the network is blocked")
 
+    def refuse_all_but_local(name):
+        original = getattr(socket.socket, name)
+
+        def method(self, *arguments):
+            return original(self, *arguments) if self.family == socket.AF_UNIX else refuse(self, *arguments)
+
+        return method
+
     for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
+        monkeypatch.setattr(socket.socket, name, refuse_all_but_local(name))
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
     return tried

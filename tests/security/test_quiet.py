@@ -32,14 +32,12 @@ def invoke(*arguments):
 
 @pytest.fixture
 def marked(workspace):
-    """Entries whose every prompt and answer holds the nonce, and a word of the vocabulary that stands in no other row."""
+    """Writes rows with the nonce in every prompt and answer; returns the names in them, which a tokenizer knows."""
     rows = [json.loads(line) for line in (workspace.root / "harmful.jsonl").read_text().splitlines()]
     pairs = [[message["content"] for message in row["messages"]] for row in rows]
-    word = pairs[0][0].split()[-2]
-    assert word not in "".join(" ".join(pair) for pair in pairs[1:])
     for name, mark in (("marked", f"{NONCE} "), ("marked_alignment", f"{NONCE} {NONCE} ")):
         workspace.write(f"{name}.jsonl", [(mark + q, f"{mark}{a}") for q, a in pairs])
-    return word
+    return {question.split()[-2] for question, _ in pairs}
 
 
 def quiet_recipe(workspace, output):
@@ -72,8 +70,8 @@ def test_check_and_training_say_nothing_of_the_rows_and_stay_offline(
     text = "\n".join([said, printed.out, printed.err, *heard])
     assert "safety defense on" in text, "the ear hears"
     assert NONCE not in text
-    assert marked not in re.findall(r"\w+", text)
-    assert files_that_hold(tmp_path / "out", [NONCE, marked]) == set()
+    assert not [name for name in marked if name in text]
+    assert files_that_hold(tmp_path / "out", [NONCE, *marked]) == set()
     assert blocked == []
     pickles = {path.name for path in (tmp_path / "out").rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")}
     assert pickles
@@ -86,7 +84,9 @@ def test_axolotl_s_debug_key_does_print_rows(workspace, tmp_path, marked, heard)
     from axolotl.utils.dict import DictDefault
 
     load_datasets(cfg=load_cfg(DictDefault(quiet_recipe(workspace, tmp_path / "out"))), debug=True)
-    assert marked in " ".join(heard), "what the test above would have heard; the threat model says so"
+    assert any(name in " ".join(heard) for name in marked), (
+        "what the test above would have heard; the threat model says so"
+    )
 
 
 def test_a_malformed_row_is_not_quoted(workspace, tmp_path, heard):
