@@ -32,6 +32,8 @@ READ_BY_HAND = {
 """Licences of packages whose metadata name none."""
 FROM_TORCH = ("nvidia-", "cuda-")
 """Brought and pinned by a CUDA build of torch, under NVIDIA's licence."""
+INSTALLERS = {"pip", "setuptools", "wheel"}
+"""Come with the virtual environment."""
 
 
 class Finding(NamedTuple):
@@ -68,7 +70,7 @@ def pin_findings(packages: dict[str, Distribution], pins: dict[str, str]) -> lis
     findings = []
     for name, package in packages.items():
         version = package.version.partition("+")[0]
-        if name.startswith(FROM_TORCH) or pins.get(name) == version:
+        if name in INSTALLERS or name.startswith(FROM_TORCH) or pins.get(name) == version:
             continue
         problem = f"is pinned to {pins[name]}" if name in pins else "is not in constraints.txt"
         findings.append(Finding(name, f"{version} is installed and {problem}. Pin what is tested."))
