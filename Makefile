@@ -21,10 +21,11 @@ test: $(READY)  ## The default tests: offline, no GPU
 slow: $(READY)  ## Tests that start the real commands, minutes each
 	python -m pytest -n 2 --dist loadfile -m slow
 
-check: $(READY)  ## Lint, format, types
+check: $(READY)  ## Lint (with security rules), format, types, dependencies
 	ruff check .
 	ruff format --check .
 	mypy
+	python tools/audit.py
 
 docs: $(READY)  ## Write the generated reference pages
 	python docs/generate.py

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tvac_plugin.evaluation.pretrained import load_pretrained
+from tvac_plugin.evaluation.pretrained import load_pretrained, refusing_code
 
 ALPACA_TEMPLATE = (
     "{{ bos_token or '' }}{% set task = messages[0]['content'] %}"
@@ -58,7 +58,8 @@ class Generator:
 
             base = _base_of(adapter_config)
             model = load(AutoModelForCausalLM, base, dtype=dtype)
-            model = PeftModel.from_pretrained(model, path).merge_and_unload()
+            with refusing_code(path, trust_remote_code=trust_remote_code):
+                model = PeftModel.from_pretrained(model, path).merge_and_unload()
             has_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
             tokenizer = load(AutoTokenizer, path if has_tokenizer else base)
         else:

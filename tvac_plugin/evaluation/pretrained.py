@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tvac_plugin.names import local_path
 
 
-def load_pretrained(auto_class: Any, source: Path | str, *, trust_remote_code: bool, **options: Any) -> Any:
-    """Calls `auto_class.from_pretrained`.
-
-    Args:
-        auto_class: A class of transformers, as `AutoModelForCausalLM`.
-        source: A folder or a hub id.
-        trust_remote_code: Whether Python code in it may run.
-        **options: As `from_pretrained` takes them.
+@contextmanager
+def refusing_code(source: Path | str, *, trust_remote_code: bool) -> Iterator[None]:
+    """Says in a sentence why loading `source` would have run code that is in it.
 
     Raises:
-        ValueError: It brings code of its own, which is not trusted.
+        ValueError: It brings Python code that is not trusted, or its weights are a pickle with more than weights in it.
     """
     try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise ValueError(
+                f"{source} has pickled weights that are damaged or hold more than weights, so they were not read. Ask "
+                "for them as safetensors."
+            ) from error
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error) and not trust_remote_code:
+            raise ValueError(
+                f"{source} brings Python code of its own, which is not run unless the recipe says so. Read that code, "
+                "then set `trust_remote_code: true` in this recipe, or use another model."
+            ) from error
+        raise
+
+
+def load_pretrained(auto_class: Any, source: Path | str, *, trust_remote_code: bool, **options: Any) -> Any:
+    """Calls `auto_class.from_pretrained` with `source` and `options`.
+
+    Raises:
+        ValueError: As `refusing_code`.
+    """
+    with refusing_code(source, trust_remote_code=trust_remote_code):
         return auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except ValueError as error:
-        if trust_remote_code or "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{source} brings Python code of its own, which is not run unless the recipe says so. Read that code, then "
-            "set `trust_remote_code: true` in this recipe, or use another model."
-        ) from error
 
 
 def folder_or_hub_id(source: str) -> Path | str:
