@@ -77,14 +77,11 @@ def test_it_may_be_killed_at_any_moment(whole, tmp_path, moment):
 
 def test_it_may_be_killed_between_probe_and_draw(whole, tmp_path, monkeypatch):
     draw = TVaccine._draw
-    monkeypatch.setattr(
-        TVaccine, "_draw", lambda self, step: kill() if os.getpid() != here and step else draw(self, step)
-    )
-    here = os.getpid()
-    output = tmp_path / "killed"
-    assert in_child(lambda: finish(output, DEFENSE, save_steps=1)) == -signal.SIGKILL
-    finish(output, DEFENSE, resume=True)
-    assert contents(output) == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(TVaccine, "_draw", lambda self, step: kill() if step == 6 else draw(self, step))
+        assert in_child(lambda: finish(tmp_path, DEFENSE)) == -signal.SIGKILL
+    finish(tmp_path, DEFENSE, resume=True)
+    assert contents(tmp_path) == whole
 
 
 @pytest.mark.parametrize("written", ["save_state", "save_window", "rotate_checkpoints"])
