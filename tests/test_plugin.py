@@ -149,8 +149,65 @@ def test_resuming_with_other_settings_is_refused(workspace, tmp_path):
         resume_from_checkpoint=str(output / "checkpoint-2"),
         **changes,
     )
-    with pytest.raises(ValueError, match=r"checkpoint was trained with t_vaccine .*Restore the settings or start anew"):
+    with pytest.raises(ValueError, match=r"settings.num_active_layers: 2 -> 3; .*Restore these, or start anew"):
         axolotl_train(changed)
+    assert verify(output)["defended_steps"] == 4
+
+
+def test_an_automatic_resume_leaves_a_half_written_checkpoint_out(workspace, tmp_path):
+    changes = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
+    whole = axolotl_train(workspace.recipe(tmp_path / "whole", **changes))
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    (resumed / "checkpoint-6" / "trainer_state.json").unlink()
+    axolotl_train(workspace.recipe(resumed, auto_resume_from_checkpoints=True, **changes))
+    assert_same_adapter(whole, resumed)
+    assert trace(whole) == trace(resumed)
+    assert (whole / "safety_defense.json").read_text() == (resumed / "safety_defense.json").read_text()
+    for folder in resumed.glob("checkpoint-*"):
+        (folder / "trainer_state.json").unlink()
+    axolotl_train(workspace.recipe(resumed, auto_resume_from_checkpoints=True, **changes))
+    assert_same_adapter(whole, resumed)
+    assert trace(whole) == trace(resumed)
+
+
+def test_an_undefended_checkpoint_is_not_resumed(workspace, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    axolotl_train(workspace.recipe(tmp_path / "out", safety_defense="none", **changes))
+    with pytest.raises(ValueError, match="the defense cannot go on .*start anew in another `output_dir:`"):
+        axolotl_train(workspace.recipe(tmp_path / "out", auto_resume_from_checkpoints=True, **changes))
+    assert not (tmp_path / "out" / "safety_defense.json").exists()
+
+
+def test_packed_runs_resume_exactly_in_the_middle_of_a_later_epoch(workspace, tmp_path):
+    changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10, "logging_steps": 3}
+    changes |= {"sample_packing": True, "eval_sample_packing": False, "pad_to_sequence_len": True, "sequence_len": 128}
+    changes |= {"micro_batch_size": 1}
+    whole = axolotl_train(workspace.recipe(tmp_path / "whole", **changes))
+    epochs = json.loads((whole / "checkpoint-7" / "trainer_state.json").read_text())["epoch"]
+    assert epochs > 1
+    assert epochs % 1
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole / "checkpoint-7", resumed / "checkpoint-7")
+    shutil.copy(whole / "safety_trace.jsonl", resumed)
+    axolotl_train(workspace.recipe(resumed, resume_from_checkpoint=str(resumed / "checkpoint-7"), **changes))
+    assert_same_adapter(whole, resumed)
+    assert trace(whole) == trace(resumed)
+    assert (whole / "safety_defense.json").read_text() == (resumed / "safety_defense.json").read_text()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_before_the_model_loads(workspace, tmp_path, monkeypatch):
+    import fcntl
+
+    from tvac_plugin.files import LOCK_FILE, OutputError
+
+    output = tmp_path / "out"
+    output.mkdir()
+    monkeypatch.setattr("axolotl.train.setup_model_and_trainer", pytest.fail)
+    with (output / LOCK_FILE).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another run is writing here"):
+            axolotl_train(workspace.recipe(output))
 
 
 def test_checkpoints_carry_their_own_manifest(workspace, tmp_path):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from tvac_plugin.args import TVaccineConfig
 from tvac_plugin.defenses.base import Position, StepReport
+from tvac_plugin.files import write_json
+from tvac_plugin.identity import refuse_other_run
 from tvac_plugin.provenance import ProvenanceError, RunRecord, verify
 
 
-def record(output, *, steps=1, norm=1.0):
+def record(output, *, steps=1, norms=(1.0,)):
     run = RunRecord(TVaccineConfig(), data={"alignment": {"rows": 1}}, seed=1)
     run.begin(output, resumed=False, write=True)
     for step in range(steps):
+        norm = norms[step % len(norms)]
         report = StepReport(
             loss=torch.tensor(1.0),
             losses={"clean_loss": torch.tensor(0.9)},
@@ -72,28 +78,107 @@ def test_a_broken_manifest_is_one_sentence(model_dir, content):
         verify(model_dir)
 
 
-def test_a_new_run_removes_the_old_manifest_and_trace(model_dir):
+def test_a_new_run_sets_the_proof_of_the_old_one_aside(model_dir):
     record(model_dir, steps=5).seal(model_dir)
     record(model_dir, steps=1)
-    assert not (model_dir / "safety_defense.json").exists()
+    with pytest.raises(ProvenanceError, match=r"later run started here .* before is safety_defense.previous"):
+        verify(model_dir)
     assert len((model_dir / "safety_trace.jsonl").read_text().splitlines()) == 1
+    assert len((model_dir / "safety_trace.previous.jsonl").read_text().splitlines()) == 5
+    record(model_dir, steps=1)
+    (model_dir / "safety_defense.previous.json").rename(model_dir / "safety_defense.json")
+    assert verify(model_dir)["defended_steps"] == 5
 
 
-def test_batches_without_perturbation_are_counted(model_dir):
-    record(model_dir, steps=2, norm=0.0).seal(model_dir)
+def test_the_proof_that_was_set_aside_goes_when_the_new_run_is_done(model_dir):
+    record(model_dir, steps=5).seal(model_dir)
+    record(model_dir, steps=1).seal(model_dir)
+    assert verify(model_dir)["defended_steps"] == 1
+    assert not list(model_dir.glob("*previous*"))
+
+
+@pytest.mark.parametrize("nothing", [0.0, float("nan"), float("inf")])
+def test_batches_without_perturbation_are_counted(model_dir, nothing):
+    record(model_dir, steps=3, norms=[nothing, nothing, 1.0]).seal(model_dir)
     assert verify(model_dir)["idle_batches"] == 2
 
 
+@pytest.mark.parametrize("nothing", [0.0, float("nan")])
+def test_a_run_that_did_nothing_in_any_batch_does_not_claim_to_be_defended(model_dir, nothing, caplog):
+    record(model_dir, steps=3, norms=[nothing]).seal(model_dir)
+    assert "did nothing in any of 3 batches" in caplog.text
+    with pytest.raises(ProvenanceError, match="did not finish, or its defense did nothing"):
+        verify(model_dir)
+
+
 def test_the_trace_is_cut_back_to_the_checkpoint(model_dir):
-    run = record(model_dir, steps=4)
-    state = run.state_dict()
-    run.trace_step(3, {})
+    run = record(model_dir, steps=3)
+    run.trace_step(3, {"safety/clean_loss": float("nan")})
+    state = json.loads(json.dumps(run.state_dict()))
+    written = (model_dir / "safety_trace.jsonl").read_text()
     run.trace_step(4, {})
     with (model_dir / "safety_trace.jsonl").open("a") as file:
         file.write('{"step": 9, "ev')
-    run.load_state_dict(state, step=3)
-    lines = [json.loads(line) for line in (model_dir / "safety_trace.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["event"]) for line in lines] == [(0, "draw"), (1, "draw"), (2, "draw"), (3, "step")]
+    run.load_state_dict(state, trace_from=model_dir)
+    assert (model_dir / "safety_trace.jsonl").read_text() == written
+    assert json.loads(written.splitlines()[-1], parse_constant=pytest.fail)["safety/clean_loss"] is None
+
+
+def test_a_trace_of_another_run_is_not_continued(model_dir, caplog):
+    state = record(model_dir, steps=3).state_dict()
+    run = record(model_dir, steps=3, norms=(2.0,))
+    (model_dir / "safety_trace.jsonl").write_text('{"step": 0, "event": "draw", "layers": [1, 3]}\n')
+    run.load_state_dict(state, trace_from=model_dir)
+    assert (model_dir / "safety_trace.jsonl").read_text() == ""
+    assert "not the trace that led to the checkpoint" in caplog.text
+
+
+def test_versions_that_changed_on_the_way_are_named(model_dir):
+    run = record(model_dir)
+    state = run.state_dict()
+    state["versions"] = [{"torch": "0.1"}]
+    run.load_state_dict(state, trace_from=model_dir)
+    run.seal(model_dir)
+    assert verify(model_dir)["earlier_versions"] == [{"torch": "0.1"}]
+
+
+def facts(**changes):
+    return {"defense": "t_vaccine", "settings": {"rho": 3.0, "freeze": "layer"}, "seed": 1, **changes}
+
+
+@pytest.mark.parametrize(
+    ("now", "differences"),
+    [
+        (facts(settings={"rho": 1.0, "freeze": "layer"}), "settings.rho: 3.0 -> 1.0"),
+        (facts(settings={"rho": 3.0, "freeze": "none"}, seed=2), "seed: 1 -> 2; settings.freeze: layer -> none"),
+        (facts(settings={"rho": 3.0}), "settings.freeze: layer -> absent"),
+        (facts(defense="vaccine", settings={"rho": 2.0}), "safety_defense: t_vaccine -> vaccine"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, now, differences):
+    with pytest.raises(ValueError, match=f"is neither: {differences}. Restore these, or start anew"):
+        refuse_other_run(facts(data={}), now, checkpoint=tmp_path)
+
+
+def test_the_same_run_is_not_refused(tmp_path):
+    refuse_other_run(facts(data={"datasets": {"rows": 1}}), facts(), checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("failing", ["write_text", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, failing):
+    path = tmp_path / "facts.json"
+    write_json(path, {"a": 1})
+
+    def full(*_, **__):
+        (tmp_path / "facts.json.tmp").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, failing, full)
+    with pytest.raises(OSError, match=r"No space left on device; make room .*facts\.json") as caught:
+        write_json(path, {"a": 2})
+    assert caught.value.errno == errno.ENOSPC
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["facts.json"]
 
 
 def test_processes_that_do_not_write_leave_nothing(tmp_path):

@@ -1,24 +1,88 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files that appear whole or not at all, folders that one run has for itself, and hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from tvac_plugin.names import local_path
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"}
 """Endings by which a data set's path is known to be a local file."""
 
+LOCK_FILE = ".safety_defense.lock"
+_TEMPORARY = ".tmp"
+
+
+class OutputError(RuntimeError):
+    """A run cannot have its output folder."""
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON; a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, for any text.
+
+    Raises:
+        OSError: It cannot be written; names the file, and nothing of it is left.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names `path` and the way out in an `OSError`, which does not say what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}; make room or mend that, and start it again"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def lock_output(folder: Path) -> BaseFileLock:
+    """Makes `folder` if need be and keeps other processes' runs out of it until the lock is released.
+
+    The lock ends with the process, however that ends. Within a process it can be taken again.
+
+    Raises:
+        OutputError: Another process has it, or nothing can be written there.
+    """
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0, is_singleton=True)
+        lock.acquire()
+        path.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8").strip()
+        raise OutputError(
+            f"{folder}: another run is writing here (process {holder or 'unknown'}). Wait for it, stop it, or set "
+            "another `output_dir:`."
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: nothing can be written here ({error.strerror or error}). Mend that or set another "
+            "`output_dir:`."
+        ) from error
+    return lock
 
 
 def sha256(path: Path) -> str:

@@ -13,14 +13,18 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
+from filelock import BaseFileLock
 from torch import nn
 from transformers import Trainer, set_seed
 
 from tvac_plugin.args import SimulatedUserConfig, defense_config, simulated_user_config
 from tvac_plugin.attack import write_manifest
+from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.data import load_rows, load_user_data, other_trainers, training_problems
+from tvac_plugin.files import lock_output
+from tvac_plugin.identity import refuse_other_run, run_facts
 from tvac_plugin.overlap import data_facts
-from tvac_plugin.provenance import RunRecord
+from tvac_plugin.provenance import RunRecord, set_aside
 from tvac_plugin.recipe import near_misses
 
 LOG = get_logger("axolotl.tvac_plugin")
@@ -36,6 +40,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         super().__init__()
         self._rows: dict[str, Dataset] = {}
         self._record: RunRecord | None = None
+        self._lock: BaseFileLock | None = None
         self._user: SimulatedUserConfig | None = None
         self._user_facts: dict[str, Any] = {}
 
@@ -70,13 +75,19 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         """Loads what the defense reads and leaves `datasets:` to Axolotl; for an attack, loads the user's data too.
 
         Raises:
-            ValueError: The recipe cannot be trained with the defense, or the user's data are not as it says.
+            OutputError: Another run writes to the output directory, or nothing can be written there.
+            ValueError: The recipe cannot be trained with the defense, the checkpoint to resume from is not of this
+                run, or the user's data are not as it says.
         """
         config = defense_config(cfg)
         if config is not None:
             problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
             if problems:
                 raise ValueError(" ".join(problems))
+            if not preprocess:
+                if is_main_process():
+                    self._lock = lock_output(Path(cfg.output_dir))
+                _choose_checkpoint(cfg, config)
             if config.data_keys():
                 self._rows = load_rows(cfg, config, load_tokenizer(cfg))
         self._user = simulated_user_config(cfg)
@@ -104,6 +115,8 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         Raises:
             ValueError: Another plugin's trainer was chosen, or the model or the data cannot be defended.
         """
+        if is_main_process() and (cfg.safety_defense is not None or cfg.simulated_user is not None):
+            set_aside(Path(cfg.output_dir))
         config = defense_config(cfg)
         if config is None:
             return
@@ -128,3 +141,20 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._record is not None:
             self._record.seal(Path(cfg.output_dir))
             self._record = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:
+    """Resumes automatically from complete checkpoints only, and from none of another run."""
+    from tvac_plugin.trainers.checkpoint import load_state, newest_complete
+
+    if cfg.resume_from_checkpoint is None and cfg.auto_resume_from_checkpoints:
+        newest = newest_complete(Path(cfg.output_dir))
+        cfg.resume_from_checkpoint = None if newest is None else str(newest)
+        cfg.auto_resume_from_checkpoints = newest is not None
+    if cfg.resume_from_checkpoint:
+        checkpoint = Path(cfg.resume_from_checkpoint)
+        state = load_state(checkpoint)
+        refuse_other_run(state.record["run"], run_facts(config, seed=cfg.seed), checkpoint=checkpoint)

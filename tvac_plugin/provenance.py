@@ -1,4 +1,4 @@
-"""The proof that a defense ran: a manifest beside the weights it belongs to, and a trace of what was drawn.
+"""The proof that a defense ran: a manifest beside the weights it belongs to.
 
 The manifest is written only after defended steps, and names the hash of the weights; weights that changed since, or
 that a later undefended run put in their place, no longer match it.
@@ -7,23 +7,29 @@ that a later undefended run put in their place, no longer match it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
 
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.defenses import defense_name
 from tvac_plugin.defenses.base import Position, StepReport
 from tvac_plugin.files import sha256, write_json
+from tvac_plugin.identity import FORMAT, refuse_other_run, run_facts, versions
+from tvac_plugin.trace import TRACE_FILE, Trace
 
 MANIFEST_FILE = "safety_defense.json"
-TRACE_FILE = "safety_trace.jsonl"
-FORMAT = 1
+PREVIOUS_MANIFEST_FILE = "safety_defense.previous.json"
+PREVIOUS_TRACE_FILE = "safety_trace.previous.jsonl"
+LOG = getLogger(__name__)
+__all__ = [
+    "FORMAT", "MANIFEST_FILE", "TRACE_FILE", "ProvenanceError", "RunRecord", "set_aside", "verify", "versions",
+    "weight_hashes",
+]  # fmt: skip
 _NOT_WEIGHTS = ("training_args", "safety_defense_state")
-_PACKAGES = ("tvac-plugin", "torch", "transformers", "trl", "peft", "accelerate", "axolotl")
 
 
 class ProvenanceError(ValueError):
@@ -41,18 +47,11 @@ class RunRecord:
             data: Facts about the data, from `tvac_plugin.overlap.data_facts`.
             seed: The run's seed.
         """
-        self._facts = {
-            "format": FORMAT,
-            "defense": defense_name(config),
-            "settings": config.model_dump(mode="json"),
-            "seed": seed,
-            "data": dict(data),
-            "versions": versions(),
-        }
-        self._reset()
-        self._writes = False
-        self._trace: Path | None = None
+        self._facts = run_facts(config, seed=seed) | {"data": dict(data)}
+        self._trace: Trace | None = None
+        self._output_dir: Path | None = None
         self._layers: tuple[int, ...] = ()
+        self._reset()
 
     @property
     def num_steps(self) -> int:
@@ -60,35 +59,37 @@ class RunRecord:
         return self._num_steps
 
     def begin(self, output_dir: Path, *, resumed: bool, write: bool) -> None:
-        """Opens the trace in `output_dir` and removes the manifest of an earlier run there.
+        """Opens the trace in `output_dir` and sets the proof of an earlier run there aside.
 
         Args:
             output_dir: Where the run leaves its files; made when missing.
-            resumed: Whether an earlier trace is continued.
+            resumed: Whether `load_state_dict` follows and the trace is continued.
             write: Whether this process writes files at all.
         """
         self._reset()
-        self._writes = write
         if not write:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / MANIFEST_FILE).unlink(missing_ok=True)
-        self._trace = output_dir / TRACE_FILE
-        if not resumed or not self._trace.exists():
-            self._trace.write_text("", encoding="utf-8")
+        set_aside(output_dir)
+        self._output_dir = output_dir
+        self._trace = Trace(output_dir)
+        if not resumed:
+            self._trace.start()
 
     def _reset(self) -> None:
         self._num_steps = 0
         self._num_fired = 0
+        self._num_judged = 0
         self._num_idle = torch.zeros((), dtype=torch.long)
+        self._earlier_versions: list[dict[str, str]] = []
 
     def add(self, report: StepReport, position: Position) -> None:
         """Takes in one micro-batch."""
         self._num_steps += position.starts_step
         self._num_fired += report.num_fired
-        if report.norms:
-            did_nothing = torch.stack([norm == 0 for norm in report.norms.values()]).all()
-            self._num_idle = self._num_idle.to(did_nothing.device) + did_nothing
+        if report.idle is not None:
+            self._num_judged += 1
+            self._num_idle = self._num_idle.to(report.idle.device) + report.idle
         self._layers = report.active_layers
         for event in report.events:
             self._write_trace({"step": position.step, **event})
@@ -98,49 +99,81 @@ class RunRecord:
         self._write_trace({"step": step, "event": "step", "layers": list(self._layers), **metrics})
 
     def seal(self, model_dir: Path) -> None:
-        """Writes the manifest of the weights in `model_dir`; does nothing before the first defended step."""
-        if not self._writes or self._num_steps == 0:
+        """Writes the manifest of the weights in `model_dir`, unless the defense has not done anything yet."""
+        if self._output_dir is None or self._num_steps == 0:
+            return
+        num_idle = int(self._num_idle)
+        if 0 < self._num_judged == num_idle:
+            LOG.warning(
+                f"{model_dir}: no manifest is written, because the defense did nothing in any of {num_idle} batches: "
+                "what it would have added was always zero or not finite. Look at the loss in the trace and at rho or "
+                "the scales in the settings."
+            )
             return
         manifest = self._facts | {
+            "versions": versions(),
             "defended_steps": self._num_steps,
             "hook_fires": self._num_fired,
-            "idle_batches": int(self._num_idle),
+            "idle_batches": num_idle,
             "weights": weight_hashes(model_dir),
         }
+        if self._earlier_versions:
+            manifest["earlier_versions"] = self._earlier_versions
         write_json(model_dir / MANIFEST_FILE, manifest)
+        if model_dir == self._output_dir:
+            for name in (PREVIOUS_MANIFEST_FILE, PREVIOUS_TRACE_FILE):
+                (model_dir / name).unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts so far and the settings they belong to, as JSON values."""
+        """The counts so far and the run they belong to, as JSON values."""
         return {
-            "settings": [self._facts["defense"], self._facts["settings"]],
+            "run": self._facts,
+            "versions": [*self._earlier_versions, versions()],
             "num_steps": self._num_steps,
             "num_fired": self._num_fired,
+            "num_judged": self._num_judged,
             "num_idle": int(self._num_idle),
+            "layers": list(self._layers),
+            "trace": None if self._trace is None else self._trace.position(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Restores `state_dict` and cuts the trace back to what was written before `step`.
+    def refuse_other_run(self, state: Mapping[str, Any], *, checkpoint: Path) -> None:
+        """Raises `ValueError` if `state` belongs to a run with other settings, seed or data."""
+        refuse_other_run(state["run"], self._facts, checkpoint=checkpoint)
 
-        Raises:
-            ValueError: The checkpoint was written with another defense or other settings.
+    def load_state_dict(self, state: Mapping[str, Any], *, trace_from: Path) -> None:
+        """Restores `state_dict`, and the trace that had been written by then.
+
+        Args:
+            state: What `state_dict` returned.
+            trace_from: The output folder of the run that wrote it.
         """
-        name, settings = state["settings"]
-        if [name, settings] != [self._facts["defense"], self._facts["settings"]]:
-            raise ValueError(
-                f"the checkpoint was trained with {name} {settings}, this recipe asks for "
-                f"{self._facts['defense']} {self._facts['settings']}. Restore the settings or start anew."
-            )
         self._num_steps = state["num_steps"]
         self._num_fired = state["num_fired"]
+        self._num_judged = state["num_judged"]
         self._num_idle = torch.tensor(state["num_idle"])
-        if self._trace is not None:
-            lines = self._trace.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._trace.write_text("".join(line for line in lines if _is_before(line, step)), encoding="utf-8")
+        self._layers = tuple(state["layers"])
+        *earlier, last = state["versions"]
+        self._earlier_versions = [*earlier, last] if last != versions() else earlier
+        if self._trace is not None and state["trace"] is not None:
+            self._trace.resume(state["trace"], earlier=trace_from)
 
     def _write_trace(self, line: Mapping[str, Any]) -> None:
         if self._trace is not None:
-            with self._trace.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._trace.append(line)
+
+
+def set_aside(output_dir: Path) -> None:
+    """Renames the manifest and copies the trace of a finished run, when another run starts in its folder.
+
+    From then on the folder holds files of both, so nothing may claim to be defended before the new run is done.
+    """
+    manifest = output_dir / MANIFEST_FILE
+    if not manifest.is_file():
+        return
+    if (output_dir / TRACE_FILE).is_file():
+        copyfile(output_dir / TRACE_FILE, output_dir / PREVIOUS_TRACE_FILE)
+    manifest.replace(output_dir / PREVIOUS_MANIFEST_FILE)
 
 
 def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
@@ -157,10 +190,7 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
     if not model_dir.is_dir():
         raise ProvenanceError(f"{model_dir}: no such folder. Name the `output_dir` of a training run.")
     if not path.is_file():
-        raise ProvenanceError(
-            f"{path}: not found, so nothing shows that this model was defended. Train it with `safety_defense:` on; "
-            "`axolotl tvac check RECIPE` tells whether it will be."
-        )
+        raise ProvenanceError(f"{path}: not found, so nothing shows that this model was defended. {_way_out(path)}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         name, weights = manifest["defense"], manifest["weights"]
@@ -177,29 +207,21 @@ def verify(model_dir: Path, *, defense: str | None = None) -> dict[str, Any]:
     return dict(manifest)
 
 
+def _way_out(manifest: Path) -> str:
+    if manifest.with_name(PREVIOUS_MANIFEST_FILE).is_file():
+        return (
+            f"A later run started here and did not finish; the manifest of the one before is {PREVIOUS_MANIFEST_FILE}. "
+            "Resume the later run, or give the earlier manifest its name back if no other file here was changed."
+        )
+    if manifest.with_name(TRACE_FILE).is_file():
+        return (
+            "A defended run started here and did not finish, or its defense did nothing: look at the end of "
+            f"{TRACE_FILE}. Resume it, or train again."
+        )
+    return "Train it with `safety_defense:` on; `axolotl tvac check RECIPE` tells whether it will be."
+
+
 def weight_hashes(model_dir: Path) -> dict[str, str]:
     """SHA-256 of every weight file directly in `model_dir`, by file name."""
     files = sorted(path for path in model_dir.iterdir() if path.suffix in (".safetensors", ".bin"))
     return {path.name: sha256(path) for path in files if not path.name.startswith(_NOT_WEIGHTS)}
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the result, by package."""
-
-    def installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
-        for package in packages:
-            try:
-                yield package, version(package)
-            except PackageNotFoundError:
-                continue
-
-    return dict(installed(_PACKAGES))
-
-
-def _is_before(line: str, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False
-    is_log: bool = entry.get("event") == "step"
-    return bool(entry["step"] <= step if is_log else entry["step"] < step)

@@ -63,6 +63,12 @@ def combined(*terms: tuple[float, Sequence[Tensor]]) -> list[Tensor]:
     ]
 
 
+def finite(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """`gradients`, or zeros if anything in them is not finite: a NaN that is added once never leaves the weights."""
+    is_finite = torch.stack([gradient.isfinite().all().to(gradients[0].device) for gradient in gradients]).all()
+    return [torch.where(is_finite.to(gradient.device), gradient, 0.0) for gradient in gradients]
+
+
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm over all tensors together, in float32 at least."""
     squares = [t.to(torch.promote_types(t.dtype, torch.float32)).square().sum() for t in tensors]

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tvac_plugin.configs.base import DefenseConfig
@@ -117,8 +118,8 @@ class StepReport:
     Attributes:
         loss: The detached training loss, what the trainer returns for this micro-batch.
         losses: Other losses on the scale of `loss`, by name; summed over the micro-batches of a step.
-        norms: L2 norms of what the defense did, by name: a perturbation, or a gradient it added. If all are zero it
-            did nothing. Empty where nothing was due.
+        norms: L2 norms of what the defense did, by name: a perturbation, or a gradient it added. If all are zero or
+            not finite it did nothing. Empty where nothing was due.
         active_layers: Indices of the layers perturbed.
         num_fired: How many layers really received their perturbation.
         events: What to write to the trace, if anything happened.
@@ -130,6 +131,14 @@ class StepReport:
     active_layers: tuple[int, ...] = ()
     num_fired: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def idle(self) -> Tensor | None:
+        """Whether the defense did nothing where something was due, as a scalar; `None` where nothing was."""
+        if not self.norms:
+            return None
+        norms = torch.stack([norm.detach().float() for norm in self.norms.values()])
+        return ((norms == 0) | ~norms.isfinite()).all()
 
 
 class Defense(ABC):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tvac_plugin.configs.unlearning import BoosterConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.weights import combined, move, norm, restored
+from tvac_plugin.weights import combined, finite, move, norm, restored
 
 _TINY = 1e-7
 
@@ -49,7 +49,7 @@ class Booster(Defense):
             move(self._weights, g, -alpha / (norm(g) + _TINY))
             after, g_after = self._harmful_gradient(host, harmful)
         losses = {"harmful_loss": before, "harmful_loss_after_step": after}
-        return combined((scale, g), (-scale, g_after)), losses
+        return finite(combined((scale, g), (-scale, g_after))), losses
 
     def _harmful_gradient(self, host: Host, harmful: Batch) -> tuple[Tensor, list[Tensor]]:
         with host.auxiliary():

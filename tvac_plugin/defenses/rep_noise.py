@@ -21,7 +21,7 @@ from tvac_plugin.activations import capture, find_blocks
 from tvac_plugin.configs.unlearning import RepNoiseConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Pair, Position, StepReport, trainable
 from tvac_plugin.readout import Readout, adds_residual
-from tvac_plugin.weights import norm
+from tvac_plugin.weights import finite, norm
 
 _NUM_KERNELS = 5
 
@@ -56,7 +56,7 @@ class RepNoise(Defense):
         if position.starts_step:
             with host.auxiliary():
                 loss, losses = self._loss(host, host.pair("pairs", position.step), position.step)
-                gradients = host.gradients(loss, self._weights)
+                gradients = finite(host.gradients(loss, self._weights))
             host.add_gradients(self._weights, gradients)
             norms = {"regularizer_norm": norm(gradients)}
         return StepReport(loss=host.train(batch), losses=losses, norms=norms)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tvac_plugin.configs.unlearning import TARConfig
 from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.weights import combined, copied, norm, replaced, restored
+from tvac_plugin.weights import combined, copied, finite, norm, replaced, restored
 
 
 class TAR(Defense):
@@ -68,7 +68,7 @@ class TAR(Defense):
                         loss = self._tamper_loss(host, step, reference)
                         weight = math.exp(config.schedule_decay * (k - (config.inner_steps - 1)))
                         gradient = combined((1.0, gradient), (weight, host.gradients(loss, self._weights)))
-        return gradient, {"tamper_loss": loss.detach(), "adversary_loss": adversary_loss}
+        return finite(gradient), {"tamper_loss": loss.detach(), "adversary_loss": adversary_loss}
 
     def _attack(self, host: Host, adversary: torch.optim.AdamW, batch: Batch) -> Tensor:
         """One step of the adversary."""
@@ -111,7 +111,7 @@ class TAR(Defense):
             loss = self._config.representation_scale * mean_distance(now, before, rows)
             if has_own_data:
                 loss = loss + host.mean_loss(rows)
-            return host.gradients(loss, self._weights), loss.detach()
+            return finite(host.gradients(loss, self._weights)), loss.detach()
 
 
 def answer_log_probability(logits: Tensor, batch: Batch) -> Tensor:

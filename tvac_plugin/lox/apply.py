@@ -8,14 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tvac_plugin.files import sha256, write_json
+from tvac_plugin.files import LOCK_FILE, sha256, write_json
 from tvac_plugin.lox.extrapolation import LoxError
 from tvac_plugin.lox.plan import Plan, plan_extrapolation
 from tvac_plugin.lox.tensor_files import write_copy
-from tvac_plugin.provenance import FORMAT, MANIFEST_FILE, ProvenanceError, verify, versions, weight_hashes
+from tvac_plugin.provenance import (
+    FORMAT,
+    MANIFEST_FILE,
+    PREVIOUS_MANIFEST_FILE,
+    PREVIOUS_TRACE_FILE,
+    ProvenanceError,
+    verify,
+    versions,
+    weight_hashes,
+)
 
 _LEFT_BEHIND = {".safetensors", ".bin", ".pt", ".pth", ".pkl", ".pickle"}
 """Weights, which are written anew, and pickles, which run code when they are read."""
+_OF_THE_RUN = {MANIFEST_FILE, PREVIOUS_MANIFEST_FILE, PREVIOUS_TRACE_FILE, LOCK_FILE}
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -103,7 +113,7 @@ def _copy_other_files(aligned: Path, folder: Path, plan: Plan) -> None:
     for path in aligned.iterdir():
         is_state = path.suffix in _LEFT_BEHIND
         is_stale = path.name.endswith(".index.json") and path != plan.index
-        if path.is_file() and not (is_state or is_stale or path.name == MANIFEST_FILE):
+        if path.is_file() and not (is_state or is_stale or path.name in _OF_THE_RUN):
             shutil.copyfile(path, folder / path.name)
     if (aligned / _TEMPLATES).is_dir():
         shutil.copytree(aligned / _TEMPLATES, folder / _TEMPLATES)

@@ -1,20 +1,32 @@
-"""A defense's state in a checkpoint: JSON values, and tensors in safetensors."""
+"""A defense's state in a checkpoint: JSON values, and tensors in safetensors.
+
+A checkpoint is written file by file, `trainer_state.json` last, so one without it is what a killed run left.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin.files import write_json
+from tvac_plugin.files import naming, write_json
+from tvac_plugin.provenance import MANIFEST_FILE, weight_hashes
 
 STATE_FILE = "safety_defense_state.json"
 TENSORS_FILE = "safety_defense_state.safetensors"
+_WINDOW_FILE = "safety_defense_state.{rank}.json"
+FORMAT = 2
+LOG = getLogger(__name__)
 
 
 class State(NamedTuple):
@@ -30,32 +42,136 @@ class State(NamedTuple):
 
 
 def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Writes the state into the folder of a checkpoint."""
+    """Writes the state into the folder of a checkpoint whose weights are there already.
+
+    Raises:
+        ValueError: The defense's state holds something that is neither a tensor nor a JSON value.
+    """
     tensors = {name: value.contiguous().cpu() for name, value in defense.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in defense.items() if name not in tensors}
+    for name, value in values.items():
+        _refuse_unreadable(name, value)
     if tensors:
-        save_file(tensors, checkpoint / TENSORS_FILE)
-    write_json(checkpoint / STATE_FILE, {"defense": values, "record": dict(record), "tensors": sorted(tensors)})
+        with naming(checkpoint / TENSORS_FILE):
+            save_file(tensors, checkpoint / TENSORS_FILE)
+    state = {"defense": values, "record": dict(record), "tensors": sorted(tensors)}
+    write_json(checkpoint / STATE_FILE, {"format": FORMAT, **state, "weights": weight_hashes(checkpoint)})
 
 
 def load_state(checkpoint: Path) -> State:
     """Reads what `save_state` wrote.
 
     Raises:
-        ValueError: A file is missing or damaged.
+        ValueError: The checkpoint is not complete, was written without a defense, or is damaged.
     """
+    _refuse_incomplete(checkpoint)
     path = checkpoint / STATE_FILE
     if not path.is_file():
         raise ValueError(
             f"{path}: not found, so the defense cannot go on where it stopped. Resume from a checkpoint that "
-            "was written with the defense on and without save_only_model."
+            "was written with the defense on and without save_only_model, or start anew in another `output_dir:`."
         )
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise _OtherFormatError
         tensors = load_file(checkpoint / TENSORS_FILE) if state["tensors"] else {}
-        return State({**state["defense"], **{name: tensors[name] for name in state["tensors"]}}, state["record"])
+        defense = {**state["defense"], **{name: tensors[name] for name in state["tensors"]}}
+        weights = state["weights"]
+        state["record"]["run"]["defense"]
+    except _OtherFormatError:
+        raise ValueError(
+            f"{path}: written by another version of tvac-plugin. Resume with that version, or start anew."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{checkpoint}: the defense's state in it is damaged ({type(error).__name__}). Resume from an earlier "
             "checkpoint."
         ) from error
+    if weights != weight_hashes(checkpoint):
+        raise ValueError(
+            f"{checkpoint}: the weights in it are not the ones that were saved with the defense's state. Resume from "
+            "an earlier checkpoint."
+        )
+    return State(defense, state["record"])
+
+
+def save_window(checkpoint: Path, *, rank: int, window: Mapping[str, Any]) -> None:
+    """Writes what one process has gathered since the last log."""
+    write_json(checkpoint / _WINDOW_FILE.format(rank=rank), dict(window))
+
+
+def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any] | None:
+    """Reads what `save_window` wrote; `None` if the checkpoint was written by fewer processes.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = checkpoint / _WINDOW_FILE.format(rank=rank)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}). Resume from an earlier checkpoint.") from error
+
+
+def newest_complete(output_dir: Path) -> Path | None:
+    """The checkpoint of the highest step that was written to its end; warns of those it leaves out."""
+    for checkpoint in reversed(_checkpoints(output_dir)):
+        if is_complete(checkpoint):
+            return checkpoint
+        LOG.warning(f"{checkpoint}: left out, the run that wrote it ended before it was complete")
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the checkpoint was written to its end."""
+    try:
+        return isinstance(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def begin_checkpoint(checkpoint: Path) -> None:
+    """Takes from a folder that is about to be overwritten what would make a mixture of two runs look complete."""
+    for name in (TRAINER_STATE_NAME, STATE_FILE, TENSORS_FILE, MANIFEST_FILE):
+        (checkpoint / name).unlink(missing_ok=True)
+
+
+def abandon_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint that could not be completed, and with it what it takes from a full disk."""
+    if not is_complete(checkpoint):
+        rmtree(checkpoint, ignore_errors=True)
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in output_dir.glob("*")}
+    return sorted((path for path, match in named.items() if match), key=lambda path: int(path.name.split("-")[-1]))
+
+
+def _refuse_incomplete(checkpoint: Path) -> None:
+    if is_complete(checkpoint):
+        return
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint}: no such checkpoint. Correct `resume_from_checkpoint:`.")
+    others = [other for other in _checkpoints(checkpoint.parent) if is_complete(other)]
+    way_out = f"Resume from {others[-1]}" if others else "Delete it and start anew"
+    raise ValueError(
+        f"{checkpoint}: not a complete checkpoint, {TRAINER_STATE_NAME} in it is missing or damaged: its run ended "
+        f"while it was written. {way_out}."
+    )
+
+
+def _refuse_unreadable(name: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the defense's state_dict() has {name!r}, which cannot be saved: {error}. Return JSON values, and tensors "
+            "only at the top level."
+        ) from error
+
+
+class _OtherFormatError(Exception):
+    pass

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tvac_plugin.defenses.base import StepReport
+
+IDLE = "safety/idle_batches"
 
 
 class StepMetrics:
@@ -31,6 +35,8 @@ class StepMetrics:
         self._num_batches += 1
         self._drawn.update(report.active_layers)
         self._entropies += [event["entropy"] for event in report.events if "entropy" in event]
+        if report.idle is not None:
+            self._idle.append(report.idle)
 
     def pop(self) -> dict[str, float]:
         """Returns the metrics and starts anew; empty when no step was taken."""
@@ -41,6 +47,8 @@ class StepMetrics:
         metrics |= {f"safety/{name}": _total(norms) / len(norms) for name, norms in self._norms.items()}
         if self._entropies:
             metrics["safety/probe_entropy"] = self._entropies[-1]
+        if num_idle := _total(self._idle):
+            metrics[IDLE] = num_idle
         for layer, count in sorted(self._drawn.items()):
             metrics[f"safety/drawn_layer/{layer}"] = count / self._num_batches
         self._reset()
@@ -52,8 +60,41 @@ class StepMetrics:
         self._losses: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._norms: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._entropies: list[float] = []
+        self._idle: list[Tensor] = []
         self._drawn: Counter[int] = Counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken in since the last log, as JSON values."""
+        return {
+            "num_steps": self._num_steps,
+            "num_batches": self._num_batches,
+            "losses": {name: _floats(losses) for name, losses in self._losses.items()},
+            "norms": {name: _floats(norms) for name, norms in self._norms.items()},
+            "entropies": self._entropies[-1:],
+            "idle": _floats(self._idle),
+            "drawn": sorted(self._drawn.items()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; the next `pop` gives what it would have given."""
+        self._reset()
+        self._num_steps = state["num_steps"]
+        self._num_batches = state["num_batches"]
+        self._losses.update({name: list(torch.tensor(losses)) for name, losses in state["losses"].items()})
+        self._norms.update({name: list(torch.tensor(norms)) for name, norms in state["norms"].items()})
+        self._entropies = list(state["entropies"])
+        self._idle = list(torch.tensor(state["idle"]))
+        self._drawn = Counter(dict(state["drawn"]))
 
 
 def _total(values: list[Tensor]) -> float:
-    return float(torch.stack([value.float() for value in values]).sum())
+    return float(_stacked(values).sum())
+
+
+def _floats(values: list[Tensor]) -> list[float]:
+    floats: list[float] = _stacked(values).tolist()
+    return floats
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    return torch.stack([value.float().to(values[0].device) for value in values]) if values else torch.zeros(0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,24 @@ from tvac_plugin.answers import reads_answers_only
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, build_defense
 from tvac_plugin.defenses.base import Batch, Position
+from tvac_plugin.files import lock_output
 from tvac_plugin.provenance import RunRecord
 from tvac_plugin.streams import Row, Streams
-from tvac_plugin.trainers.checkpoint import load_state, save_state
+from tvac_plugin.trainers.checkpoint import (
+    State,
+    abandon_checkpoint,
+    begin_checkpoint,
+    load_state,
+    load_window,
+    save_state,
+    save_window,
+)
 from tvac_plugin.trainers.host import TrainerHost
-from tvac_plugin.trainers.metrics import StepMetrics
+from tvac_plugin.trainers.interrupts import held_interrupts
+from tvac_plugin.trainers.metrics import IDLE, StepMetrics
+from tvac_plugin.trainers.resume import RestoreDefense, checkpoint_to_resume, loss_window, restore_loss_window
+
+LOG = getLogger(__name__)
 
 
 class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
@@ -31,6 +47,9 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     streams: Streams | None = None
     answer_head: nn.Module | None = None
     _record: RunRecord | None = None
+    _resumed_from: Path | None = None
+    _resumed: State | None = None
+    _warned_of_idle = False
 
     def configure_defense(
         self, config: DefenseConfig, *, record: RunRecord, rows: Mapping[str, Sequence[Row]] | None = None
@@ -53,6 +72,8 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
+        self._first_state = copy.deepcopy(self._defense.state_dict())
+        self.add_callback(RestoreDefense(self))
         self._record = record
         self._safety_metrics = StepMetrics()
         self._last_step = -1
@@ -81,7 +102,8 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         position = Position(step=step, starts_step=step != self._last_step, num_steps=self.state.max_steps)
         self._last_step = step
         host = TrainerHost(self, model, num_items_in_batch)
-        report = self._defense.step(host, inputs, position)
+        with held_interrupts():
+            report = self._defense.step(host, inputs, position)
         self._safety_metrics.add(report, starts_step=position.starts_step)
         self._record.add(report, position)
         return report.loss
@@ -109,43 +131,96 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             metrics = self._safety_metrics.pop()
             logs.update(metrics)
             self._record.trace_step(self.state.global_step, {"loss": logs["loss"], **metrics})
+            self._warn_of_idle(metrics)
         super().log(logs, start_time)
 
+    def _warn_of_idle(self, metrics: Mapping[str, float]) -> None:
+        if metrics.get(IDLE) and not self._warned_of_idle:
+            self._warned_of_idle = True
+            LOG.warning(
+                f"step {self.state.global_step}: the defense did nothing in {metrics[IDLE]:.0f} batches since the last "
+                "log, because what it would have added was zero or not finite. If the loss is not finite either, "
+                f"lower the learning rate; else look for rows without an answer. {IDLE} counts them from here on."
+            )
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains; what an earlier run left in the output directory no longer counts from here on."""
-        if self._record is not None:
+        """Trains; no other run may write to the output directory meanwhile.
+
+        Raises:
+            OutputError: Another run writes there, or nothing can be written.
+            ValueError: The checkpoint is of another run, incomplete or damaged.
+        """
+        if self._record is None:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        output_dir = Path(self.args.output_dir)
+        with lock_output(output_dir) if self.is_world_process_zero() else contextlib.nullcontext():
+            checkpoint = checkpoint_to_resume(resume_from_checkpoint, output_dir)
+            self._resumed_from = checkpoint
+            self._resumed = None if checkpoint is None else load_state(checkpoint)
+            if checkpoint is not None and self._resumed is not None:
+                self._record.refuse_other_run(self._resumed.record, checkpoint=checkpoint)
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Starts the record anew, also when the loop is run again with smaller batches."""
+        if self._defense is not None and self._record is not None:
             self._last_step = -1
+            self._safety_metrics = StepMetrics()
+            self._defense.load_state_dict(copy.deepcopy(self._first_state))
             self._record.begin(
                 Path(self.args.output_dir),
-                resumed=bool(resume_from_checkpoint),
+                resumed=self._resumed is not None,
                 write=self.is_world_process_zero(),
             )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The trainer would take one step more after resuming from the checkpoint of the last step."""
+        if self._defense is not None and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def restore_defense(self) -> None:
+        """Puts the defense, its record and its metrics where the checkpoint left them."""
+        if self._resumed_from is None or self._resumed is None or self._defense is None or self._record is None:
+            return
+        self._defense.load_state_dict(self._resumed.defense)
+        self._record.load_state_dict(self._resumed.record, trace_from=self._resumed_from.parent)
+        window = load_window(self._resumed_from, rank=self.args.process_index)
+        if window is not None:
+            restore_loss_window(self, window["loss"])
+            self._safety_metrics.load_state_dict(window["metrics"])
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self._defense is not None and self._record is not None and self.args.should_save:
-            save_state(Path(output_dir), defense=self._defense.state_dict(), record=self._record.state_dict())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or self._defense is None or self._record is None:
+        if self._defense is None or self._record is None:
             return
-        state = load_state(Path(checkpoint))
-        self._record.load_state_dict(state.record, step=self.state.global_step)
-        self._defense.load_state_dict(state.defense)
+        if self.args.should_save:
+            save_state(Path(output_dir), defense=self._defense.state_dict(), record=self._record.state_dict())
+        window = {"loss": loss_window(self), "metrics": self._safety_metrics.state_dict()}
+        save_window(Path(output_dir), rank=self.args.process_index, window=window)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(model, trial, **kwargs)
         folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._seal(Path(self._get_output_dir(trial=trial), folder))
+        with self._whole_or_absent(Path(self._get_output_dir(trial=trial), folder)):
+            super()._save_checkpoint(model, trial, **kwargs)
+
+    @contextlib.contextmanager
+    def _whole_or_absent(self, checkpoint: Path) -> Iterator[None]:
+        if self._record is None or not self.args.should_save:
+            yield
+            return
+        begin_checkpoint(checkpoint)
+        try:
+            yield
+        except BaseException:
+            abandon_checkpoint(checkpoint)
+            raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and beside it the proof that it was defended."""
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
-            self._seal(Path(output_dir or self.args.output_dir))
-
-    def _seal(self, model_dir: Path) -> None:
+        model_dir = Path(output_dir or self.args.output_dir)
         if self._record is not None and model_dir.is_dir():
             self._record.seal(model_dir)
