@@ -131,12 +131,10 @@ def _arguments(shape: Shape, settings: Settings, folder: Path) -> SFTConfig:
 
 
 def _data(shape: Shape, settings: Settings, config: DefenseConfig) -> dict[str, Any]:
-    """Random rows for each key that the defense reads; harmful rows and refusals have the same prompts."""
-    num_rows = 8 * shape.batch_size
-    prompts = {"retain_datasets": settings.seed + 2}
+    """Random rows for each key that the defense requires; harmful rows and refusals have the same prompts."""
     return {
         key.removesuffix("s"): random_rows(
-            shape, num_rows, seed=prompts.get(key, settings.seed + 1), answer_seed=settings.seed + 10 + number
+            shape, 8 * shape.batch_size, seed=settings.seed + 1, answer_seed=settings.seed + 10 + number
         )
         for number, key in enumerate(DATA_KEYS)
         if config.data_keys().get(key)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvac_plugin.bench import DEFAULT_SEED
+
 if TYPE_CHECKING:
     from tvac_plugin.bench.results import Results
     from tvac_plugin.bench.settings import Settings
@@ -53,7 +55,9 @@ def _shape_options(command: Command) -> Command:
     help="Timed rounds; 0 counts without timing.",
 )  # fmt: skip
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Rounds before them.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=DEFAULT_SEED, show_default=True, help="Of all that is random."
+)
 @click.option(
     "--metrics/--no-metrics", "host_metrics", default=True, show_default=True,
     help="Token accuracy and entropy of each training batch, which TRL computes by default and Axolotl does not.",

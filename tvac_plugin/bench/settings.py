@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from tvac_plugin.args import DEFENSE_CONFIGS
+from tvac_plugin.bench import DEFAULT_SEED
 from tvac_plugin.bench.shape import Shape
 from tvac_plugin.configs.base import DefenseConfig, did_you_mean
 
@@ -40,7 +41,7 @@ class Settings(BaseModel):
     draws: int = 8
     threads: int = 2
     host_metrics: bool = True
-    seed: int = 0
+    seed: int = DEFAULT_SEED
 
     @field_validator("defenses")
     @classmethod
