@@ -35,6 +35,10 @@ def blocked(monkeypatch):
 @pytest.fixture
 def heard():
     """Everything that any logger says at INFO or above while the test runs."""
+    import axolotl.cli.train  # noqa: F401 (its import sets up logging, and takes other ears off)
+    from axolotl.logging_config import configure_logging
+
+    configure_logging()
 
     class Ear(logging.Handler):
         def emit(self, record):
@@ -46,6 +50,7 @@ def heard():
     loggers = [logging.getLogger(name) for name in (None, "axolotl", "transformers", "trl", "datasets", "tvac_plugin")]
     for logger in loggers:
         logger.addHandler(ear)
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
     yield lines
     for logger in loggers:
         logger.removeHandler(ear)
