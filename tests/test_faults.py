@@ -132,15 +132,19 @@ def test_fewer_harmful_rows_than_a_probe_batch_are_enough(tmp_path):
     assert verify(tmp_path)["data"]["harmful_datasets"]["rows"] == 2
 
 
-@pytest.mark.parametrize("defense", [DEFENSE, VaccineConfig(), BoosterConfig(batch_size=2)], ids=lambda d: d.block)
-def test_out_of_memory_in_the_training_pass_leaves_the_model_as_it_was(tmp_path, defense):
+@pytest.mark.parametrize(
+    ("defense", "last_pass"),
+    [(DEFENSE, 5), (VaccineConfig(), 4), (BoosterConfig(batch_size=2), 6)],
+    ids=["t_vaccine", "vaccine", "booster"],
+)
+def test_out_of_memory_in_the_training_pass_leaves_the_model_as_it_was(tmp_path, defense, last_pass):
     run = build(tmp_path, defense, **SHORT)
     head = run.model.base_model.model.lm_head
     passes = []
 
     def fail(*_):
         passes.append(1)
-        if len(passes) == 5:
+        if len(passes) == last_pass:
             raise torch.OutOfMemoryError("pass 2")
 
     handle = head.register_forward_hook(fail)
