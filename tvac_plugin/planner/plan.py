@@ -12,7 +12,7 @@ from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 from tvac_plugin.planner.draws import cost_of_draws, worst_draw
 from tvac_plugin.planner.fake_model import build_fake_model
-from tvac_plugin.planner.ledger import Cost
+from tvac_plugin.planner.ledger import Cost, Kind
 from tvac_plugin.planner.model_config import load_model_config
 from tvac_plugin.planner.remedies import remedies
 from tvac_plugin.planner.step import StepCounter
@@ -34,7 +34,7 @@ class ArmPlan:
     """
 
     peak: int
-    at_peak: dict[str, int]
+    at_peak: dict[Kind, int]
     saved: int
     mean_saved: float
     relative_time: float
@@ -136,7 +136,7 @@ def _arm_of(counter: StepCounter, config: DefenseConfig, plain: Cost, accumulati
     heaviest = max((draws.worst, *filter(None, [draws.probe])), key=lambda cost: cost.peak)
     return ArmPlan(
         peak=heaviest.peak,
-        at_peak={**heaviest.at_peak},
+        at_peak=heaviest.at_peak,
         saved=draws.worst.saved,
         mean_saved=draws.mean_saved,
         relative_time=draws.mean_flops / plain.flops,
@@ -144,7 +144,7 @@ def _arm_of(counter: StepCounter, config: DefenseConfig, plain: Cost, accumulati
 
 
 def _arm(cost: Cost, plain: Cost) -> ArmPlan:
-    return ArmPlan(cost.peak, {**cost.at_peak}, cost.saved, cost.saved, cost.flops / plain.flops)
+    return ArmPlan(cost.peak, cost.at_peak, cost.saved, cost.saved, cost.flops / plain.flops)
 
 
 def _peak(recipe: Mapping[str, Any], model_config: Path | None, answer_share: float) -> int:
