@@ -65,7 +65,7 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["check", "verify", "tiny-world", "run", "evaluate", "report", "lox", "bench"])
+@pytest.mark.parametrize("name", ["check", "verify", "tiny-world", "run", "evaluate", "report", "lox", "bench", "plan"])
 def test_commands_in_the_docs_exist(name):
     assert f"axolotl tvac {name}" in TEXT
     assert name in tvac.commands

@@ -40,10 +40,7 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         with_data: Whether to load the model's config, its tokenizer and all data sets.
         allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
     """
-    other_kind = kind_problems(recipe, "training")
-    if other_kind:
-        return CheckResult(other_kind)
-    problems = plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
+    problems = recipe_problems(recipe)
     if problems:
         return CheckResult(problems)
     with _quiet():
@@ -55,6 +52,14 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         if recipe["safety_defense"] == "none":
             return CheckResult(problems)
         return _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
+
+
+def recipe_problems(recipe: dict[str, Any]) -> list[str]:
+    """Lists what is wrong with a recipe as far as this plugin can tell without Axolotl, data or model."""
+    other_kind = kind_problems(recipe, "training")
+    if other_kind:
+        return other_kind
+    return plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
 
 
 def own_problems(recipe: dict[str, Any]) -> list[str]:

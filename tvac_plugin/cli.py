@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,40 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
 
 
 @tvac.command()
+@_RECIPE
+@click.option("--gpu", metavar="SIZE", help="Memory of the GPU, as 24GB; a GB is 2**30 bytes, as on the box.")
+@click.option(
+    "--reserve", default="1GB", show_default=True, metavar="SIZE", help="Of it, for the CUDA context and fragmentation."
+)
+@click.option("--model-config", type=click.Path(path_type=Path), help="A config.json instead of base_model's.")
+@click.option("--answer-share", default=1.0, show_default=True, help="The part of the tokens that have a label.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, in bytes.")
+def plan(
+    recipe: Path, gpu: str | None, reserve: str, model_config: Path | None, answer_share: float, as_json: bool
+) -> None:
+    """Predict memory and relative time of RECIPE from its model's config alone, without a GPU or weights."""
+    from tvac_plugin.check import recipe_problems
+    from tvac_plugin.planner import make_plan
+    from tvac_plugin.planner.tables import plan_text
+
+    settings = _read(recipe, kind="training")
+    problems = recipe_problems(settings)
+    if problems:
+        raise click.ClickException(f"{recipe} would not train as it says:\n" + "\n".join(f"- {p}" for p in problems))
+    try:
+        result = make_plan(
+            settings,
+            gpu=None if gpu is None else _bytes(gpu, "--gpu"),
+            reserve=_bytes(reserve, "--reserve"),
+            model_config=model_config,
+            answer_share=answer_share,
+        )
+    except ValueError as error:
+        raise click.ClickException(f"{recipe}: {error}") from error
+    click.echo(json.dumps(result.as_json(), indent=2) if as_json else plan_text(result))
+
+
+@tvac.command()
 @click.argument("chain_dir", type=click.Path(path_type=Path))
 def report(chain_dir: Path) -> None:
     """Write report.md and report.html from the results in CHAIN_DIR."""
@@ -189,6 +224,13 @@ def tiny_world(output: Path, seed: int) -> None:
     except WorldError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
+
+
+def _bytes(size: str, option: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB|M)", size.strip(), re.IGNORECASE)
+    if match is None:
+        raise click.ClickException(f"{option} {size}: not a size. Write a number and GB or MB, as 24GB.")
+    return int(float(match[1]) * (2**30 if match[2].upper().startswith("G") else 2**20))
 
 
 def _read(recipe: Path, *, kind: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""A recipe's cost and whether it fits: for its defense, for supervised fine-tuning and for Vaccine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tvac_plugin.args import DATA_KEYS, defense_config
+from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.planner.draws import cost_of_draws, worst_draw
+from tvac_plugin.planner.fake_model import build_fake_model
+from tvac_plugin.planner.ledger import Cost, Kind
+from tvac_plugin.planner.model_config import load_model_config
+from tvac_plugin.planner.remedies import remedies
+from tvac_plugin.planner.step import StepCounter
+from tvac_plugin.planner.workload import read_workload
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One way to train.
+
+    Attributes:
+        peak: Bytes at the worst moment of the costliest step.
+        at_peak: These bytes by kind, as `planner.ledger.KINDS`.
+        saved: The most bytes that autograd keeps at a time; for T-Vaccine with layer 0 drawn.
+        mean_saved: The same over uniform draws.
+        relative_time: Work of a micro-batch over that of supervised fine-tuning; for T-Vaccine over uniform draws.
+    """
+
+    peak: int
+    at_peak: dict[Kind, int]
+    saved: int
+    mean_saved: float
+    relative_time: float
+
+
+@dataclass(frozen=True)
+class RemedyPlan:
+    """Changed settings, planned.
+
+    Attributes:
+        changes: Keys of the recipe and their new values.
+        peak: Bytes at the worst moment.
+        fits: Whether that fits.
+    """
+
+    changes: dict[str, Any]
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will cost.
+
+    Attributes:
+        defense: The recipe's.
+        model_type: Architecture.
+        num_layers: Decoder layers.
+        num_trainable: Parameters that learn.
+        arms: Plans by the value of `safety_defense:`.
+        reserve: Bytes kept for the CUDA context and for fragmentation.
+        gpu: Bytes of the GPU, `None` if none was named.
+        fits: Whether the recipe's arm fits.
+        remedies: What was tried if it does not, up to the first that fits.
+    """
+
+    defense: str
+    model_type: str
+    num_layers: int
+    num_trainable: int
+    arms: dict[str, ArmPlan]
+    reserve: int
+    gpu: int | None = None
+    fits: bool | None = None
+    remedies: list[RemedyPlan] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def make_plan(
+    recipe: Mapping[str, Any],
+    *,
+    gpu: int | None = None,
+    reserve: int = GIB,
+    model_config: Path | None = None,
+    answer_share: float = 1.0,
+) -> Plan:
+    """Plans a recipe that `own_problems` of `tvac_plugin.check` found nothing wrong with.
+
+    Args:
+        recipe: The YAML as the user wrote it.
+        gpu: Bytes of the GPU.
+        reserve: Bytes of it that tensors cannot have.
+        model_config: A `config.json` instead of the one of `base_model`.
+        answer_share: The part of the tokens that have a label.
+
+    Raises:
+        PlanError: The recipe asks for what cannot be counted, or its model's shape is not at hand.
+        ValueError: The defense cannot work with the model.
+    """
+    name = str(recipe["safety_defense"])
+    config = defense_config(dict(recipe))
+    shape = load_model_config(recipe, model_config)
+    workload = read_workload(recipe, answer_share=answer_share)
+    counter = StepCounter(build_fake_model(shape, workload), workload, _data_keys(recipe))
+    plain = counter.count(None)
+    arms = {"none": _arm(plain, plain)}
+    if config is not None:
+        arms[name] = _arm_of(counter, config, plain, workload.accumulation)
+    if "vaccine" not in arms:
+        arms["vaccine"] = _arm_of(counter, VaccineConfig(), plain, workload.accumulation)
+    fits = None if gpu is None else arms[name].peak + reserve <= gpu
+    tried = []
+    if gpu is not None and not fits:
+        for changes in remedies(recipe, config):
+            peak = _peak({**recipe, **changes}, model_config, answer_share)
+            tried.append(RemedyPlan(changes, peak, peak + reserve <= gpu))
+            if tried[-1].fits:
+                break
+    return Plan(name, shape.model_type, counter.num_layers, counter.num_trainable, arms, reserve, gpu, fits, tried)
+
+
+def _arm_of(counter: StepCounter, config: DefenseConfig, plain: Cost, accumulation: int) -> ArmPlan:
+    if not isinstance(config, TVaccineConfig):
+        return _arm(counter.count(config), plain)
+    draws = cost_of_draws(counter, config, accumulation=accumulation)
+    heaviest = max((draws.worst, *filter(None, [draws.probe])), key=lambda cost: cost.peak)
+    return ArmPlan(
+        peak=heaviest.peak,
+        at_peak=heaviest.at_peak,
+        saved=draws.worst.saved,
+        mean_saved=draws.mean_saved,
+        relative_time=draws.mean_flops / plain.flops,
+    )
+
+
+def _arm(cost: Cost, plain: Cost) -> ArmPlan:
+    return ArmPlan(cost.peak, cost.at_peak, cost.saved, cost.saved, cost.flops / plain.flops)
+
+
+def _peak(recipe: Mapping[str, Any], model_config: Path | None, answer_share: float) -> int:
+    workload = read_workload(recipe, answer_share=answer_share)
+    model = build_fake_model(load_model_config(recipe, model_config), workload)
+    counter, config = StepCounter(model, workload, _data_keys(recipe)), defense_config(dict(recipe))
+    return worst_draw(counter, config).peak if isinstance(config, TVaccineConfig) else counter.count(config).peak
+
+
+def _data_keys(recipe: Mapping[str, Any]) -> set[str]:
+    return {key for key in DATA_KEYS if recipe.get(key)}
