@@ -7,8 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tvac_plugin import strict_yaml
 from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
 
 PLUGIN_PATH = "tvac_plugin.SafetyDefensePlugin"
@@ -28,13 +27,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: There is no such file, it is not YAML, or not a mapping.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). Give the path of a recipe.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}. Correct the line it names.") from error
+    except ValueError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}. Correct that place.") from error
     if not isinstance(recipe, dict):
-        raise RecipeError(f"{path}: not a recipe: the top level must be `key: value` lines.")
+        raise RecipeError(f"{path}: not a recipe. Write `key: value` lines at the top level.")
     return recipe
 
 
@@ -82,5 +81,5 @@ def defense_is_absent(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _likeness(word: str, name: str) -> float:
-    first, second = (text.lower().replace("_", "").replace("-", "") for text in (word, name))
+    first, second = (text[:100].lower().replace("_", "").replace("-", "") for text in (word, name))
     return SequenceMatcher(None, first, second).ratio()

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import Field, model_validator
 
+from tvac_plugin import strict_yaml
 from tvac_plugin.args import Block, did_you_mean
 from tvac_plugin.recipe import RecipeError, read_recipe
 
@@ -230,13 +230,20 @@ def with_matrix_value(recipe: dict[str, Any], key: str, value: Any) -> dict[str,
 
 
 def with_value(recipe: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """Copies a recipe with the value at a dotted key replaced; list positions are numbers."""
+    """Copies a recipe with the value at a dotted key replaced; list positions are numbers.
+
+    Raises:
+        RecipeError: There is no such place in the recipe.
+    """
     changed = copy.deepcopy(recipe)
     *parents, last = dotted.split(".")
     place: Any = changed
-    for part in parents:
-        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-    place[int(last) if isinstance(place, list) else last] = value
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise RecipeError(f"{dotted}: the recipe has no such place. Name a key, or a position in a list.") from error
     return changed
 
 
@@ -244,4 +251,7 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"--set {text}: write stage.key=value.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, strict_yaml.load(value)
+    except ValueError as error:
+        raise RecipeError(f"--set {text}: not valid YAML: {error}. Correct the value.") from error
