@@ -22,7 +22,7 @@ from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.messages import explain
+from tvac_plugin.messages import explain, shown
 
 __all__ = [
     "DATA_KEYS", "DEFENSE_CONFIGS", "Block", "BoosterConfig", "DefenseConfig", "Entries", "LisaConfig",
@@ -87,7 +87,8 @@ class SafetyDefenseArgs(BaseModel):
     def _refuse_unknown_defense(cls, value: Any) -> Any:
         if value is None or value in NAMES or (isinstance(value, str) and "." in value):
             return value
-        raise ValueError(f"safety_defense: `{value}` is not a defense.{did_you_mean(str(value), NAMES)}")
+        written = shown(value).strip("'")
+        raise ValueError(f"safety_defense: `{written}` is not a defense.{did_you_mean(written, NAMES)}")
 
     @model_validator(mode="after")
     def _refuse_what_cannot_work(self) -> SafetyDefenseArgs:

@@ -12,6 +12,7 @@ MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 """Values in a document after aliases and merge keys are written out, as every copy of the recipe does."""
 MAX_LEVELS = 60
+MAX_DIGITS = 300
 _PLAIN = "tag:yaml.org,2002:"
 _MERGE = f"{_PLAIN}merge"
 
@@ -92,6 +93,8 @@ def _measure(node: yaml.Node, known: dict[int, _Extent | None]) -> _Extent:
         return done
     if not node.tag.startswith(_PLAIN) or node.tag.startswith(f"{_PLAIN}python/"):
         raise _refused(node, f"the tag {node.tag} is not plain data and could run code. Write the value itself.")
+    if isinstance(node, yaml.ScalarNode):
+        _refuse_unusable_scalar(node)
     known[id(node)] = None
     inner = [_measure(child, known) for child in _children(node)]
     extent = _Extent(1 + sum(i.values for i in inner), 1 + max((i.levels for i in inner), default=0))
@@ -118,6 +121,13 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
         if (key.tag, key.value) in seen:
             raise _refused(key, f"`{key.value}:` is given twice, and only the last would count. Remove one.")
         seen.add((key.tag, key.value))
+
+
+def _refuse_unusable_scalar(node: yaml.ScalarNode) -> None:
+    if node.tag == f"{_PLAIN}int" and len(node.value) > MAX_DIGITS:
+        raise _refused(node, f"is a number of more than {MAX_DIGITS} digits. Write a smaller one.")
+    if any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise _refused(node, "holds half a character (a lone surrogate). Write the whole one.")
 
 
 def _refused(node: yaml.Node, reason: str) -> DocumentError:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+
 from pydantic import ValidationError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
 
 def explain(error: Exception, *, block: str | None = None) -> list[str]:
@@ -13,15 +19,22 @@ def explain(error: Exception, *, block: str | None = None) -> list[str]:
     for detail in error.errors():
         where = ".".join(str(part) for part in (block, *detail["loc"]) if part is not None)
         message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "float_type" and _is_number(detail["input"]):
-            message = f"YAML reads {detail['input']} as text; write a decimal point and a sign, as 1.0e-4"
-        got = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
+        if detail["type"] in ("float_type", "int_type") and _is_number(detail["input"]):
+            message = f"YAML reads {shown(detail['input'])} as text; write it without quotes, and 1e-4 as 1.0e-4"
+        got = "" if detail["type"] == "value_error" else f" (got {shown(detail['input'])})"
         sentences.append(f"{where}: {message}{got}." if got else message)
     return sentences
 
 
+def shown(value: object) -> str:
+    """A value as the user wrote it, shortened and printable, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return _SHORT.repr(value).encode("utf-8", "backslashreplace").decode()
+
+
 def _is_number(value: object) -> bool:
     try:
-        return isinstance(value, str) and float(value) is not None
+        return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
         return False

@@ -33,7 +33,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except DocumentError as error:
         raise RecipeError(f"{path}: {error}") from error
     if not isinstance(recipe, dict):
-        raise RecipeError(f"{path}: not a recipe: the top level must be `key: value` lines.")
+        raise RecipeError(f"{path}: not a recipe. Write `key: value` lines at the top level.")
     return recipe
 
 
@@ -96,5 +96,5 @@ def defense_is_absent(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _likeness(word: str, name: str) -> float:
-    first, second = (text.lower().replace("_", "").replace("-", "") for text in (word, name))
+    first, second = (text[:100].lower().replace("_", "").replace("-", "") for text in (word, name))
     return SequenceMatcher(None, first, second).ratio()

@@ -231,13 +231,20 @@ def with_matrix_value(recipe: dict[str, Any], key: str, value: Any) -> dict[str,
 
 
 def with_value(recipe: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """Copies a recipe with the value at a dotted key replaced; list positions are numbers."""
+    """Copies a recipe with the value at a dotted key replaced; list positions are numbers.
+
+    Raises:
+        RecipeError: There is no such place in the recipe.
+    """
     changed = copy.deepcopy(recipe)
     *parents, last = dotted.split(".")
     place: Any = changed
-    for part in parents:
-        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-    place[int(last) if isinstance(place, list) else last] = value
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise RecipeError(f"{dotted}: the recipe has no such place. Name a key, or a position in a list.") from error
     return changed
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tvac_plugin.messages import shown
+
 Stage = Literal["alignment", "fine_tuning"]
 Site = Literal["attention", "mlp", "layer"]
 RhoScope = Literal["batch", "sample"]
@@ -53,7 +55,8 @@ class Block(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    raise ValueError(f"{cls.block}: unknown key `{key}`.{did_you_mean(str(key), cls.model_fields)}")
+                    written = shown(key).strip("'")
+                    raise ValueError(f"{cls.block}: unknown key `{written}`.{did_you_mean(written, cls.model_fields)}")
         return values
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tvac_plugin.args import Block, did_you_mean
 from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.messages import shown
 from tvac_plugin.names import FileName, Folder
 
 PromptFormat = Literal["chat_template", "alpaca"]
@@ -55,7 +56,8 @@ class Judged(Block):
     @classmethod
     def _refuse_unknown_judge(cls, value: str) -> str:
         if value not in JUDGES:
-            raise ValueError(f"judge: `{value}` is not a judge.{did_you_mean(value, JUDGES)}")
+            written = shown(value).strip("'")
+            raise ValueError(f"judge: `{written}` is not a judge.{did_you_mean(value, JUDGES)}")
         return value
 
 
