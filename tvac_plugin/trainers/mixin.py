@@ -32,6 +32,7 @@ from tvac_plugin.trainers.checkpoint import (
 from tvac_plugin.trainers.host import TrainerHost
 from tvac_plugin.trainers.interrupts import held_interrupts
 from tvac_plugin.trainers.metrics import IDLE, StepMetrics
+from tvac_plugin.trainers.reduction import mean_across_processes
 from tvac_plugin.trainers.resume import RestoreDefense, checkpoint_to_resume, loss_window, restore_loss_window
 
 LOG = getLogger(__name__)
@@ -104,6 +105,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         host = TrainerHost(self, model, num_items_in_batch)
         with held_interrupts():
             report = self._defense.step(host, inputs, position)
+            host.finish_step()
         self._safety_metrics.add(report, starts_step=position.starts_step)
         self._record.add(report, position)
         return report.loss
@@ -128,7 +130,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the `safety/*` metrics since the last training log."""
         if self._record is not None and "loss" in logs:
-            metrics = self._safety_metrics.pop()
+            metrics = self._safety_metrics.pop(lambda values: mean_across_processes(self.accelerator, [values])[0])
             logs.update(metrics)
             self._record.trace_step(self.state.global_step, {"loss": logs["loss"], **metrics})
             self._warn_of_idle(metrics)
