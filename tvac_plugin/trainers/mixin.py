@@ -71,6 +71,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
                 "or set CUDA_VISIBLE_DEVICES to one."
             )
         model = self.accelerator.unwrap_model(self.model)
+        self._config = config
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
         self._first_state = copy.deepcopy(self._defense.state_dict())
@@ -92,6 +93,12 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         """Whether prompt tokens can be left out of the head; not where a loss of the host's own reads the logits."""
         has_own_loss = self.label_smoother is not None or self.compute_loss_func is not None
         return self.model_accepts_loss_kwargs and not has_own_loss and reads_answers_only(model)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._defense is not None and self.accelerator.is_fsdp2:  # which has put other parameters in their place
+            self._defense = build_defense(self._config, self.accelerator.unwrap_model(self.model), seed=self.args.seed)
+        return prepared
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
