@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig
@@ -83,13 +82,9 @@ def trainer(output: Path, name: str, *, num_processes: int, **changes: Any) -> S
         "gradient_checkpointing": False,
         "disable_tqdm": True,
     }
-    args = SFTConfig(str(output), **settings | changes)
-    if args.fsdp:
-        # accelerate shards on accelerators only; gloo does it too
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return SafetyDefenseSFTTrainer(
         model=with_lora(tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1)),
-        args=args,
+        args=SFTConfig(str(output), **settings | changes),
         train_dataset=_rows(world.hazards[:16], refuse=True),
         processing_class=tokenizer,
         defense=config,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
+from trl import SFTConfig
 
 from tests.processes.runs import NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
 from tests.workspace import adapter, axolotl_train, trace
@@ -159,6 +161,19 @@ def test_noise_differs_between_processes(every, tmp_path, monkeypatch):
     before, same_noise = one_process(tmp_path, "random_noise")
     two = final(every.output / "random_noise")
     assert distance(two, same_noise) > 1e-3 * distance(before, same_noise)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM])
+def test_launches_that_cannot_be_defended_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(ValueError, match=f"{kind.value} was asked for.*without it, which is DDP"):
+        trainer(tmp_path, LEAN, num_processes=1)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(SFTConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="DataParallel.*Launch one process per GPU"):
+        trainer(tmp_path, LEAN, num_processes=1)
 
 
 def launched_by_axolotl(recipe, tmp_path):

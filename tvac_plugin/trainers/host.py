@@ -30,8 +30,8 @@ class TrainerHost:
 
     @property
     def skips_layers(self) -> bool:
-        """Unless FSDP2 gathers weights when the model itself is called."""
-        return not self._trainer.accelerator.is_fsdp2
+        """In any number of processes, since DDP's own reduction takes no part."""
+        return True
 
     def loss(self, batch: Batch) -> Tensor:
         """As `train`, with its graph."""
@@ -44,17 +44,16 @@ class TrainerHost:
 
     def train(self, batch: Batch) -> Tensor:
         """The trainer's own step, whose gradients stay on this process until `finish_step`."""
-        with self._without_ddp(), self._answers(batch) as inputs:
+        with self._trainer.accelerator.no_sync(self._model), self._answers(batch) as inputs:
             return self._trainer.host_step(self._model, inputs, self._num_items)
 
     def finish_step(self) -> None:
         """Averages the gradients of what learns, on the last micro-batch of an optimizer step.
 
-        DDP does not take part: it reduces what rests too, and cannot bear flags that change. FSDP2 can, and has
-        averaged already.
+        DDP does not take part: it reduces what rests too, and cannot bear flags that change.
         """
         accelerator = self._trainer.accelerator
-        if accelerator.sync_gradients and not accelerator.is_fsdp2:
+        if accelerator.sync_gradients:
             average_gradients(accelerator, trainable(self._model))
 
     def batch(self, stream: str, index: int) -> Batch:
@@ -118,12 +117,8 @@ class TrainerHost:
         """Without synchronisation."""
         device = self._trainer.args.device
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=replay), self._without_ddp():
+        with torch.random.fork_rng(devices, enabled=replay), self._trainer.accelerator.no_sync(self._model):
             yield
-
-    def _without_ddp(self) -> contextlib.AbstractContextManager[None]:
-        accelerator = self._trainer.accelerator
-        return contextlib.nullcontext() if accelerator.is_fsdp2 else accelerator.no_sync(self._model)
 
     def frozen(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         """By flag."""

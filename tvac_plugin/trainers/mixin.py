@@ -9,6 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -65,13 +66,8 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: The model, the rows or the launch cannot work with these settings.
         """
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
-                "or set CUDA_VISIBLE_DEVICES to one."
-            )
+        self._refuse_launch()
         model = self.accelerator.unwrap_model(self.model)
-        self._config = config
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
         self._first_state = copy.deepcopy(self._defense.state_dict())
@@ -94,11 +90,18 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         has_own_loss = self.label_smoother is not None or self.compute_loss_func is not None
         return self.model_accepts_loss_kwargs and not has_own_loss and reads_answers_only(model)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self._defense is not None and self.accelerator.is_fsdp2:  # which has put other parameters in their place
-            self._defense = build_defense(self._config, self.accelerator.unwrap_model(self.model), seed=self.args.seed)
-        return prepared
+    def _refuse_launch(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
+                "or set CUDA_VISIBLE_DEVICES to one."
+            )
+        launch = self.accelerator.distributed_type
+        if launch in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"{launch.value} was asked for by the launch or the training arguments and cannot be defended: "
+                "docs/reference/support-matrix.md says why. Launch one process per GPU without it, which is DDP."
+            )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
