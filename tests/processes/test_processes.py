@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -195,19 +194,3 @@ def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(wo
     assert_same_training(adapter(two), adapter(start), adapter(one))
     assert verify(two, defense="t_vaccine")["defended_steps"] == 4
     assert [line["event"] for line in trace(two)] == [line["event"] for line in trace(one)]
-
-
-@pytest.mark.slow
-def test_a_user_s_run_in_two_processes_writes_both_manifests(workspace, tmp_path):
-    recipe = workspace.recipe(
-        tmp_path / "out", safety_defense="lisa", t_vaccine=None, harmful_datasets=None, datasets=None,
-        alignment_datasets=workspace.entries("alignment"), lisa={"alignment_steps": 1, "user_steps": 1},
-        simulated_user={
-            "num_samples": 12, "harmful_ratio": 0.25, "task_datasets": workspace.entries("user_task"),
-            "harmful_datasets": workspace.entries("user_harmful"), "disjoint_from": workspace.entries("held_out"),
-            "drop_overlap": True,
-        },
-    )  # fmt: skip
-    output = launched_by_axolotl(recipe, tmp_path)
-    assert verify(output, defense="lisa")["defended_steps"] == 4
-    assert json.loads((output / "simulated_user.json").read_text())["data"]["harmful_datasets"]["rows"] == 3
