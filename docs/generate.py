@@ -100,8 +100,8 @@ def support_page() -> str:
         for row in SUPPORT
     )
     return (
-        "# Support matrix\n\nWhat a defense can be trained with. `supported` is shown by the test named, `untested` has "
-        "not been tried, `refused` stops\nthe run before the first step. Recipe keys that are refused are in "
+        "# Support matrix\n\nWhat a defense can be trained with. `supported` is shown by the test named, `untested` "
+        "has not been tried, `refused` stops\nthe run before the first step. Recipe keys that are refused are in "
         "[their own table](refused-combinations.md),\nmodel families in [theirs](model-families.md).\n"
         "This page is written by `make docs`.\n\n"
         f"| area | feature | status | limits, or why not | shown by |\n|---|---|---|---|---|\n{rows}\n"
