@@ -8,7 +8,7 @@ from typing import Any
 
 from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, SimulatedUserConfig
 from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Stage
-from tvac_plugin.compat import REFUSALS
+from tvac_plugin.compat import REFUSALS, SUPPORT
 from tvac_plugin.evaluation.judges import JUDGES
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource
 
@@ -93,6 +93,21 @@ def _classes(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def support_page() -> str:
+    """What was tried, what was not, and what is refused."""
+    rows = "\n".join(
+        f"| {row.area} | {row.feature} | {row.status} | {row.note} | {row.shown_by and f'`{row.shown_by}`'} |"
+        for row in SUPPORT
+    )
+    return (
+        "# Support matrix\n\nWhat a defense can be trained with. `supported` is shown by the test named, `untested` "
+        "has not been tried, `refused` stops\nthe run before the first step. Recipe keys that are refused are in "
+        "[their own table](refused-combinations.md),\nmodel families in [theirs](model-families.md).\n"
+        "This page is written by `make docs`.\n\n"
+        f"| area | feature | status | limits, or why not | shown by |\n|---|---|---|---|---|\n{rows}\n"
+    )
+
+
 def _table(properties: dict[str, Any], *, skip: Any = ()) -> str:
     rows = [
         f"| `{name}` | {_kind(schema)} | {schema['description']} |"
@@ -118,3 +133,4 @@ if __name__ == "__main__":
     (REFERENCE / "chains.md").write_text(chains_page(), encoding="utf-8")
     (REFERENCE / "refused-combinations.md").write_text(refusals_page(), encoding="utf-8")
     (REFERENCE / "model-families.md").write_text(families_page(), encoding="utf-8")
+    (REFERENCE / "support-matrix.md").write_text(support_page(), encoding="utf-8")

@@ -73,7 +73,7 @@ def test_an_undefended_recipe_may_use_anything():
     ("changes", "message"),
     [
         ({"rl": "dpo"}, "`rl` trains with preferences.*Remove `rl:`"),
-        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "`deepspeed` shards weights.*one GPU or with DDP"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "`deepspeed` steps the optimizer.*one GPU or with DDP"),
         (
             {"fsdp_version": 2, "fsdp_config": {"offload_params": False}},
             "`fsdp_config` shards weights.*one GPU or with DDP",

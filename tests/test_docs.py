@@ -13,6 +13,7 @@ import tvac_plugin
 from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs
 from tvac_plugin.chain.recipe import ChainRecipe
 from tvac_plugin.cli import tvac
+from tvac_plugin.compat import SUPPORT
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +31,7 @@ def test_generated_pages_are_current():
     pages = generator()
     assert (pages.REFERENCE / "settings.md").read_text() == pages.settings_page(), "run `make docs`"
     assert (pages.REFERENCE / "chains.md").read_text() == pages.chains_page(), "run `make docs`"
+    assert (pages.REFERENCE / "support-matrix.md").read_text() == pages.support_page(), "run `make docs`"
     assert (pages.REFERENCE / "refused-combinations.md").read_text() == pages.refusals_page(), "run `make docs`"
     assert (pages.REFERENCE / "model-families.md").read_text() == pages.families_page(), "run `make docs`"
 
@@ -87,3 +89,11 @@ def test_public_names_and_metrics_are_documented():
 def test_a_misspelt_public_name_is_answered_with_the_right_one():
     with pytest.raises(AttributeError, match=r"Did you mean `SafetyDefensePlugin`\?"):
         tvac_plugin.SafetyDefencePlugin  # noqa: B018
+
+
+@pytest.mark.parametrize("row", SUPPORT, ids=lambda row: row.feature)
+def test_the_support_matrix_names_tests_that_exist(row):
+    assert row.shown_by or row.status == "untested"
+    if row.shown_by:
+        file, function = row.shown_by.split("::")
+        assert f"def {function}(" in (ROOT / file).read_text()

@@ -12,7 +12,7 @@ from tvac_plugin.trainers.host import TrainerHost
 
 
 def host(scaler):
-    accelerator = SimpleNamespace(scaler=scaler, reduce=lambda values, reduction: values)
+    accelerator = SimpleNamespace(scaler=scaler, num_processes=1)
     return TrainerHost(
         SimpleNamespace(streams={}, accelerator=accelerator, args=SimpleNamespace(device="cpu")), None, None
     )

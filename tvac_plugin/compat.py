@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Area = Literal["launch", "precision", "weights", "training"]
+Status = Literal["supported", "refused", "untested"]
 
 
 class Refusal(NamedTuple):
@@ -37,7 +40,12 @@ def _is_offload(value: Any) -> bool:
 
 
 _SHARDED = (
-    "shards weights, which the first of the two passes cannot handle yet. Remove it and train on one GPU or with DDP."
+    "shards weights under FSDP, which has been tried in parts only: see the support matrix. Remove it and train on one "
+    "GPU or with DDP."
+)
+_ENGINE = (
+    "steps the optimizer inside its own backward pass and keeps gradients out of reach, so a second pass would be "
+    "trained on. Remove it and train on one GPU or with DDP."
 )
 _SPLIT = "splits one sequence over processes, and the perturbation's norm with it. Set it to 1."
 
@@ -46,7 +54,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("reward_model", _is_on, "trains a reward model, which gives no answers to defend. Remove it."),
     Refusal("process_reward_model", _is_on, "trains a reward model, which gives no answers to defend. Remove it."),
     Refusal("trainer_cls", _is_on, "names another trainer, and there can be only one. Remove it."),
-    Refusal("deepspeed", _is_on, _SHARDED),
+    Refusal("deepspeed", _is_on, _ENGINE),
     Refusal("fsdp", _is_on, _SHARDED),
     Refusal("fsdp_config", _is_on, _SHARDED),
     Refusal("torch_compile", _is_on, "ignores hooks that come and go, so the defense would do nothing. Remove it."),
@@ -76,6 +84,120 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("qat", _is_on, "quantizes inside the perturbed forward pass. Remove it and quantize after training."),
     Refusal("use_ray", _is_on, "starts processes that do not load this plugin. Use `axolotl train` alone."),
 )
+
+
+class Support(NamedTuple):
+    """A way to train, and what is known about it.
+
+    Attributes:
+        area: What it is a way of.
+        feature: What it is called.
+        status: Whether it works, is refused when the trainer is built, or has not been tried.
+        note: Limits, or why not.
+        shown_by: The test that shows it, as `file::function`; empty where there is none.
+    """
+
+    area: Area
+    feature: str
+    status: Status
+    note: str
+    shown_by: str = ""
+
+
+_SFT = "tests/test_trainer_sft.py::"
+_PLUGIN = "tests/test_plugin.py::"
+_PROCESSES = "tests/processes/test_processes.py::"
+
+SUPPORT: tuple[Support, ...] = (
+    Support(
+        "launch",
+        "one process",
+        "supported",
+        "Run on CPUs only so far.",
+        f"{_PLUGIN}test_a_defended_run_leaves_adapter_manifest_and_trace",
+    ),
+    Support(
+        "launch",
+        "DDP, TRL's trainer",
+        "supported",
+        "All defenses, gradient accumulation and resuming; tried with two processes over gloo on CPUs, not with NCCL.",
+        f"{_PROCESSES}test_every_defense_trains_as_one_process_that_accumulates",
+    ),
+    Support(
+        "launch",
+        "DDP, Axolotl's trainer",
+        "supported",
+        "As above. `axolotl train` itself starts several processes only on GPUs, which has not been tried.",
+        f"{_PROCESSES}test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates",
+    ),
+    Support("launch", "DDP on several machines", "untested", "Nothing in it knows of machines."),
+    Support(
+        "launch",
+        "DataParallel",
+        "refused",
+        "Copies of a module are not the module that was hooked.",
+        f"{_PROCESSES}test_several_gpus_in_one_process_are_refused",
+    ),
+    Support(
+        "launch",
+        "DeepSpeed ZeRO 1 to 3",
+        "refused",
+        "accelerate runs the engine's optimizer step inside its backward pass.",
+        f"{_PROCESSES}test_launches_that_cannot_be_defended_are_refused",
+    ),
+    Support(
+        "launch",
+        "FSDP1",
+        "refused",
+        "Flattened weights cannot rest layer by layer.",
+        f"{_PROCESSES}test_launches_that_cannot_be_defended_are_refused",
+    ),
+    Support(
+        "launch",
+        "FSDP2",
+        "refused",
+        "t_vaccine, vaccine and random_noise trained as under DDP in a trial over gloo on CPUs, but a run cannot be "
+        "resumed while a layer was never drawn (its optimizer has no state to save), and the other defenses read "
+        "weight gradients that FSDP2 does not give.",
+        f"{_PROCESSES}test_launches_that_cannot_be_defended_are_refused",
+    ),
+    Support("precision", "float32", "supported", "", f"{_PLUGIN}test_a_defended_run_leaves_adapter_manifest_and_trace"),
+    Support("precision", "bfloat16 weights", "supported", "", f"{_PLUGIN}test_features_of_the_host_work"),
+    Support(
+        "precision",
+        "fp16",
+        "untested",
+        "The loss scale is accounted for; no training run has shown it.",
+        "tests/test_trainer_host.py::test_added_gradients_are_on_the_scale_that_the_optimizer_takes_off",
+    ),
+    Support("weights", "LoRA", "supported", "", f"{_SFT}test_one_optimizer_step_is_the_paper_s_gradient"),
+    Support("weights", "full fine-tuning", "supported", "", f"{_PLUGIN}test_features_of_the_host_work"),
+    Support(
+        "training",
+        "gradient accumulation",
+        "supported",
+        "",
+        f"{_SFT}test_metrics_scale_with_the_loss_under_accumulation",
+    ),
+    Support(
+        "training",
+        "gradient checkpointing",
+        "supported",
+        "The non-reentrant kind.",
+        f"{_SFT}test_checkpointing_changes_no_weight",
+    ),
+    Support("training", "sample packing", "supported", "", f"{_PLUGIN}test_features_of_the_host_work"),
+    Support(
+        "training",
+        "evaluation during training",
+        "supported",
+        "",
+        f"{_SFT}test_evaluation_during_training_is_undisturbed",
+    ),
+    Support("training", "fused LoRA kernels", "untested", "They need CUDA."),
+    Support("training", "flash and flex attention", "untested", "They need CUDA."),
+)
+"""What is known, beside `REFUSALS`."""
 
 
 def conflicts(recipe: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ class Pair(NamedTuple):
 class Host(Protocol):
     """What a defense may ask of the trainer.
 
-    Losses of auxiliary passes are means over the labelled tokens of their batch; gradients are means over all
+    Losses of auxiliary passes are means over the labelled tokens of their batch; `gradients` are means over all
     training processes.
     """
 
@@ -75,7 +75,10 @@ class Host(Protocol):
         """Mean cross-entropy on `batch`, scaled as `train` scales it, with its autograd graph."""
 
     def train(self, batch: Batch) -> Tensor:
-        """Forward and backward on `batch`; adds to the parameters' gradients and returns the detached loss."""
+        """Forward and backward on `batch`; adds to the parameters' gradients and returns the detached loss.
+
+        The gradients are this process's; they are averaged over all processes once, after the defense's step.
+        """
 
     def batch(self, stream: str, index: int) -> Batch:
         """The `index`-th batch of a stream of the settings; the same index always gives the same batch."""
@@ -109,6 +112,9 @@ class Host(Protocol):
 
     def mean_across_processes(self, values: Tensor) -> Tensor:
         """Averages `values` over all training processes."""
+
+    def number(self, index: int) -> int:
+        """The number of this process's `index`-th batch among those of all processes; seeds what differs by batch."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ class RandomNoise(Defense):
     config_class = RandomNoiseConfig
 
     def __init__(self, config: RandomNoiseConfig, model: nn.Module, *, seed: int) -> None:
-        """Binds the defense to `model`; the noise depends on `seed`, the layer and the number of the micro-batch."""
+        """Binds the defense to `model`; the noise depends on `seed`, the layer and the micro-batch, on each process."""
         self._config = config
         self._modules = {block.index: block.module(config.perturb) for block in find_blocks(model)}
         self._seed = seed
@@ -36,7 +36,8 @@ class RandomNoise(Defense):
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """One micro-batch in one pass."""
         added: dict[int, Tensor] = {}
-        with perturb(self._modules, {layer: self._noise(layer, added) for layer in self._modules}) as fired:
+        number = host.number(self._num_batches)
+        with perturb(self._modules, {layer: self._noise(layer, number, added) for layer in self._modules}) as fired:
             loss = host.train(batch)
         refuse_unperturbed(self._modules, fired)
         self._num_batches += 1
@@ -48,11 +49,11 @@ class RandomNoise(Defense):
             num_fired=len(fired.counts),
         )
 
-    def _noise(self, layer: int, added: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
-        """What draws the noise for an output of `layer`, [batch, sequence, hidden]."""
+    def _noise(self, layer: int, number: int, added: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
+        """What draws the noise of micro-batch `number` for an output of `layer`, [batch, sequence, hidden]."""
 
         def draw(hidden: Tensor) -> Tensor:
-            seed = (self._seed * 1_000_003 + self._num_batches) * 10_007 + layer
+            seed = (self._seed * 1_000_003 + number) * 10_007 + layer
             generator = torch.Generator(hidden.device).manual_seed(seed % 2**63)
             dtype = torch.promote_types(hidden.dtype, torch.float32)
             z = torch.randn(hidden.shape, generator=generator, device=hidden.device, dtype=dtype)

@@ -32,7 +32,7 @@ class RepNoise(Defense):
     config_class = RepNoiseConfig
 
     def __init__(self, config: RepNoiseConfig, model: nn.Module, *, seed: int) -> None:
-        """Binds the defense to `model`; the noise depends on `seed`, the layer and the step.
+        """Binds the defense to `model`; the noise depends on `seed`, the layer and the batch of pairs.
 
         Raises:
             ValueError: The model has no feed-forward modules of their own, or no norm before its head.
@@ -55,13 +55,14 @@ class RepNoise(Defense):
         norms: dict[str, Tensor] = {}
         if position.starts_step:
             with host.auxiliary():
-                loss, losses = self._loss(host, host.pair("pairs", position.step), position.step)
+                pair = host.pair("pairs", position.step)
+                loss, losses = self._loss(host, pair, host.number(position.step))
                 gradients = finite(host.gradients(loss, self._weights))
             host.add_gradients(self._weights, gradients)
             norms = {"regularizer_norm": norm(gradients)}
         return StepReport(loss=host.train(batch), losses=losses, norms=norms)
 
-    def _loss(self, host: Host, pair: Pair, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, host: Host, pair: Pair, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """CE_m(x_s) + beta * N - alpha * log(1 + A), and its parts."""
         harmful, refusal = pair
         differ = harmful["input_ids"] != refusal["input_ids"]
@@ -70,7 +71,7 @@ class RepNoise(Defense):
             outputs = host.outputs(harmful, hidden_states=True)
         self._readout.check(outputs)
         mask = differ.to(outputs.logits.device) & (harmful["labels"].to(outputs.logits.device) != -100)
-        noise = self._noise_loss(mlp_outputs, mask, step)
+        noise = self._noise_loss(mlp_outputs, mask, number)
         depths = [self._logit_lens(h, harmful, differ) for h in outputs.hidden_states[:-1]]
         ascent = torch.stack([*depths, masked_cross_entropy(outputs.logits, harmful, differ)]).mean()
         config = self._config
@@ -78,12 +79,12 @@ class RepNoise(Defense):
         parts = {"refusal_loss": answered, "noise_loss": noise, "harmful_loss": ascent}
         return total, {name: part.detach() for name, part in parts.items()}
 
-    def _noise_loss(self, mlp_outputs: dict[int, Tensor], mask: Tensor, step: int) -> Tensor:
+    def _noise_loss(self, mlp_outputs: dict[int, Tensor], mask: Tensor, number: int) -> Tensor:
         """N, from the feed-forward outputs, each [batch, sequence, hidden], and the mask, [batch, sequence]."""
         distances = []
         for layer, hidden in sorted(mlp_outputs.items()):
             x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            generator = torch.Generator(x.device).manual_seed((self._seed * 1_000_003 + step) * 10_007 + layer)
+            generator = torch.Generator(x.device).manual_seed((self._seed * 1_000_003 + number) * 10_007 + layer)
             z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             kept = mask.to(x.device).unsqueeze(-1)
             distances.append(mmd((x * kept).flatten(1), (z * kept).flatten(1)).to(mask.device))

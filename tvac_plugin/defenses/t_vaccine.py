@@ -87,17 +87,24 @@ class TVaccine(Defense):
         return self._probabilities is None or step % self._config.probe_steps == 0
 
     def _probe(self, host: Host) -> dict[str, Any]:
-        """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j)."""
+        """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j).
+
+        Processes that probe n_r answer tokens each score as one that probes them all: s_l^2 is proportional to the
+        sum over r of (n_r * s_l,r)^2.
+        """
         batch = host.batch("probe", self._num_probes)
         with host.auxiliary(), frozen(self._trainable), checkpointed(self._checkpointing(())):
             probe = gradients_at(self._modules, lambda: host.mean_loss(batch))
-        norms = [joint_norm({index: probe.at[index]}) for index in sorted(self._modules)]
-        scores = host.mean_across_processes(torch.stack(norms)).cpu().double()
+        norms = torch.stack([joint_norm({index: probe.at[index]}) for index in sorted(self._modules)])
+        num_tokens = (batch["labels"][:, 1:] != -100).sum().to(norms.device, norms.dtype)
+        totals = torch.stack([num_tokens, num_tokens * probe.loss, *(num_tokens * norms).square()])
+        mean_tokens, mean_loss, *squares = host.mean_across_processes(totals).cpu().double()
+        scores = torch.stack(squares).sqrt() / mean_tokens
         self._num_probes += 1
         self._probabilities = layer_probabilities(scores)
         return {
             "event": "probe",
-            "harmful_loss": probe.loss.item(),
+            "harmful_loss": (mean_loss / mean_tokens).item(),
             "scores": scores.tolist(),
             "probabilities": self._probabilities.tolist(),
             "entropy": entropy(self._probabilities),

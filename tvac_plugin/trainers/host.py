@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tvac_plugin import activations
 from tvac_plugin.answers import answers_only
-from tvac_plugin.defenses.base import Batch, Outputs, Pair
+from tvac_plugin.defenses.base import Batch, Outputs, Pair, trainable
+from tvac_plugin.trainers.reduction import average_gradients, mean_across_processes
 
 if TYPE_CHECKING:
     from tvac_plugin.trainers.mixin import SafetyDefenseMixin
@@ -29,8 +30,8 @@ class TrainerHost:
 
     @property
     def skips_layers(self) -> bool:
-        """In one process; under DDP every parameter takes part in every backward pass."""
-        return bool(self._trainer.accelerator.num_processes == 1)
+        """In any number of processes, since DDP's own reduction takes no part."""
+        return True
 
     def loss(self, batch: Batch) -> Tensor:
         """As `train`, with its graph."""
@@ -42,9 +43,18 @@ class TrainerHost:
         return loss
 
     def train(self, batch: Batch) -> Tensor:
-        """The trainer's own step."""
-        with self._answers(batch) as inputs:
+        """The trainer's own step, whose gradients stay on this process until `finish_step`."""
+        with self._trainer.accelerator.no_sync(self._model), self._answers(batch) as inputs:
             return self._trainer.host_step(self._model, inputs, self._num_items)
+
+    def finish_step(self) -> None:
+        """Averages the gradients of what learns, on the last micro-batch of an optimizer step.
+
+        DDP does not take part: it reduces what rests too, and cannot bear flags that change.
+        """
+        accelerator = self._trainer.accelerator
+        if accelerator.sync_gradients:
+            average_gradients(accelerator, trainable(self._model))
 
     def batch(self, stream: str, index: int) -> Batch:
         """A batch of the streams."""
@@ -74,10 +84,11 @@ class TrainerHost:
         """Through the loss scale of fp16, and averaged."""
         scale = self._loss_scale()
         found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True)
-        return [
-            self.mean_across_processes(torch.zeros_like(parameter) if gradient is None else gradient / scale)
+        gradients = [
+            torch.zeros_like(parameter) if gradient is None else gradient / scale
             for parameter, gradient in zip(parameters, found, strict=True)
         ]
+        return mean_across_processes(self._trainer.accelerator, gradients)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
         """Onto `.grad`, with the loss scale of fp16."""
@@ -109,19 +120,15 @@ class TrainerHost:
         with torch.random.fork_rng(devices, enabled=replay), self._trainer.accelerator.no_sync(self._model):
             yield
 
-    @contextlib.contextmanager
-    def frozen(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """By flag in one process, by dropping gradients in several."""
-        if self.skips_layers:
-            with activations.frozen(parameters):
-                yield
-            return
-        yield
-        for parameter in parameters:
-            parameter.grad = None
+    def frozen(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+        """By flag."""
+        return activations.frozen(parameters)
 
     def mean_across_processes(self, values: Tensor) -> Tensor:
         """By reduction."""
-        reduced = self._trainer.accelerator.reduce(values, reduction="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced
+        return mean_across_processes(self._trainer.accelerator, [values])[0]
+
+    def number(self, index: int) -> int:
+        """Processes take turns, as the trainer's sampler deals batches out."""
+        accelerator = self._trainer.accelerator
+        return int(index * accelerator.num_processes + accelerator.process_index)

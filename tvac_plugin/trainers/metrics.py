@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ IDLE = "safety/idle_batches"
 
 
 class StepMetrics:
-    """Averages reports over the optimizer steps since the last log; reads the device once per log.
+    """Averages reports over processes and the optimizer steps since the last log; reads the device once per log.
 
     Losses of the micro-batches of one step add up, as in the trainer's own `loss`; norms are averaged
     over the micro-batches that have them.
@@ -38,16 +38,24 @@ class StepMetrics:
         if report.idle is not None:
             self._idle.append(report.idle)
 
-    def pop(self) -> dict[str, float]:
-        """Returns the metrics and starts anew; empty when no step was taken."""
+    def pop(self, mean_across_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Returns the metrics and starts anew; empty when no step was taken.
+
+        Args:
+            mean_across_processes: Averages one tensor; called on every process or on none.
+        """
         if not self._num_batches:
             return {}
         num_steps = max(1, self._num_steps)
-        metrics = {f"safety/{name}": _total(losses) / num_steps for name, losses in self._losses.items()}
-        metrics |= {f"safety/{name}": _total(norms) / len(norms) for name, norms in self._norms.items()}
+        measured = {name: _total(losses) / num_steps for name, losses in self._losses.items()}
+        measured |= {name: _total(norms) / len(norms) for name, norms in self._norms.items()}
+        metrics: dict[str, float] = {}
+        if measured:
+            means = mean_across_processes(_stacked(list(measured.values()))).tolist()
+            metrics = {f"safety/{name}": mean for name, mean in zip(measured, means, strict=True)}
         if self._entropies:
             metrics["safety/probe_entropy"] = self._entropies[-1]
-        if num_idle := _total(self._idle):
+        if num_idle := float(_total(self._idle)):
             metrics[IDLE] = num_idle
         for layer, count in sorted(self._drawn.items()):
             metrics[f"safety/drawn_layer/{layer}"] = count / self._num_batches
@@ -87,8 +95,8 @@ class StepMetrics:
         self._drawn = Counter(dict(state["drawn"]))
 
 
-def _total(values: list[Tensor]) -> float:
-    return float(_stacked(values).sum())
+def _total(values: list[Tensor]) -> Tensor:
+    return _stacked(values).sum()
 
 
 def _floats(values: list[Tensor]) -> list[float]:

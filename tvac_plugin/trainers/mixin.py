@@ -9,6 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,6 +33,7 @@ from tvac_plugin.trainers.checkpoint import (
 from tvac_plugin.trainers.host import TrainerHost
 from tvac_plugin.trainers.interrupts import held_interrupts
 from tvac_plugin.trainers.metrics import IDLE, StepMetrics
+from tvac_plugin.trainers.reduction import mean_across_processes
 from tvac_plugin.trainers.resume import RestoreDefense, checkpoint_to_resume, loss_window, restore_loss_window
 
 LOG = getLogger(__name__)
@@ -64,11 +66,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: The model, the rows or the launch cannot work with these settings.
         """
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
-                "or set CUDA_VISIBLE_DEVICES to one."
-            )
+        self._refuse_launch()
         model = self.accelerator.unwrap_model(self.model)
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
@@ -92,6 +90,19 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         has_own_loss = self.label_smoother is not None or self.compute_loss_func is not None
         return self.model_accepts_loss_kwargs and not has_own_loss and reads_answers_only(model)
 
+    def _refuse_launch(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
+                "or set CUDA_VISIBLE_DEVICES to one."
+            )
+        launch = self.accelerator.distributed_type
+        if launch in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"{launch.value} was asked for by the launch or the training arguments and cannot be defended: "
+                "docs/reference/support-matrix.md says why. Launch one process per GPU without it, which is DDP."
+            )
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -104,6 +115,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         host = TrainerHost(self, model, num_items_in_batch)
         with held_interrupts():
             report = self._defense.step(host, inputs, position)
+            host.finish_step()
         self._safety_metrics.add(report, starts_step=position.starts_step)
         self._record.add(report, position)
         return report.loss
@@ -128,7 +140,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the `safety/*` metrics since the last training log."""
         if self._record is not None and "loss" in logs:
-            metrics = self._safety_metrics.pop()
+            metrics = self._safety_metrics.pop(lambda values: mean_across_processes(self.accelerator, [values])[0])
             logs.update(metrics)
             self._record.trace_step(self.state.global_step, {"loss": logs["loss"], **metrics})
             self._warn_of_idle(metrics)

@@ -1,0 +1,31 @@
+"""One process of a launch: `torchrun -m tests.processes.axolotl_worker RECIPE` trains with Axolotl on the CPU.
+
+`axolotl train` places a second process on a second device, which a CPU is not; here that is undone after loading.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+
+def main(recipe: Path) -> None:
+    """Does what `axolotl train` does in each process."""
+    from axolotl.cli.args import TrainerCliArgs
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.train import do_train
+    from axolotl.utils.dict import DictDefault
+
+    torch.set_num_threads(1)
+    cfg = load_cfg(DictDefault(yaml.safe_load(recipe.read_text(encoding="utf-8"))))
+    cfg.device_map = None
+    do_train(cfg, TrainerCliArgs())
+
+
+if __name__ == "__main__":
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    main(Path(sys.argv[1]))

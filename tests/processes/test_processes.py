@@ -1,0 +1,196 @@
+"""Data-parallel training over gloo on the CPU: a launch of two processes against one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator, DistributedType
+from safetensors.torch import load_file
+from trl import SFTConfig
+
+from tests.processes.runs import NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.workspace import adapter, axolotl_train, trace
+from tvac_plugin.defenses.base import Pair
+from tvac_plugin.defenses.rep_noise import RepNoise
+from tvac_plugin.provenance import verify
+from tvac_plugin.trainers.host import TrainerHost
+
+ROOT = Path(__file__).parent.parent.parent
+LEAN = "t_vaccine"
+ALL = list(defenses(NUM_PROCESSES))
+
+
+class Launch(NamedTuple):
+    """What a launch left behind."""
+
+    status: int
+    log: str
+    output: Path = Path()
+
+
+def launch(worker: str, *arguments: object) -> Launch:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_PROCESSES}"]
+    done = subprocess.run(
+        [*command, "-m", worker, *map(str, arguments)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    return Launch(done.returncode, done.stderr[-8000:])
+
+
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory):
+    output = tmp_path_factory.mktemp("lean")
+    return launch("tests.processes.worker", output, LEAN, "fail")._replace(output=output)
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
+    output = tmp_path_factory.mktemp("every")
+    return launch("tests.processes.worker", output, *ALL)._replace(output=output)
+
+
+def one_process(output, name, **changes):
+    run = trainer(output, name, num_processes=1, **changes)
+    before = weights(run.model)
+    run.train()
+    return before, weights(run.model)
+
+
+def assert_ranks_agree(output):
+    for stage in ("whole", "resumed"):
+        ranks = [load_file(output / f"{stage}-{rank}.safetensors") for rank in range(NUM_PROCESSES)]
+        assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0]), stage
+
+
+def final(output):
+    return load_file(output / "whole-0.safetensors")
+
+
+def assert_same_training(together, before, alone):
+    moved = distance(before, alone)
+    assert moved > 0.02
+    assert distance(together, alone) < 1e-4 * moved
+
+
+def assert_resumed_exactly(output):
+    whole, resumed = (load_file(output / f"{stage}-0.safetensors") for stage in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (output / "whole.jsonl").read_text() == (output / "resumed.jsonl").read_text()
+    manifests = [verify(output / stage) for stage in ("whole", "resumed")]
+    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == NUM_STEPS
+
+
+def test_two_processes_train_as_one_that_accumulates(lean, tmp_path):
+    output = lean.output / LEAN
+    assert output.is_dir(), lean.log
+    assert_ranks_agree(output)
+    assert_same_training(final(output), *one_process(tmp_path, LEAN))
+    for two, one in zip(trace(output), trace(tmp_path), strict=True):
+        assert two.keys() == one.keys()
+        for name in two.keys() - {"scores"}:  # scores are those of one process up to a factor
+            assert two[name] == (one[name] if name in ("event", "layers") else pytest.approx(one[name], rel=1e-3)), name
+
+
+def test_two_processes_resume_exactly(lean):
+    assert_resumed_exactly(lean.output / LEAN)
+
+
+def test_an_error_in_one_process_ends_the_launch(lean):
+    assert lean.status != 0
+    assert "RuntimeError: one process cannot go on" in lean.log
+    assert not (lean.output / "fail" / "safety_defense.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name not in (LEAN, "rep_noise")])
+def test_every_defense_trains_as_one_process_that_accumulates(every, tmp_path, name):
+    assert every.status == 0, every.log
+    assert_ranks_agree(every.output / name)
+    assert_same_training(final(every.output / name), *one_process(tmp_path, name))
+
+
+@pytest.mark.slow
+def test_rep_noise_takes_the_mean_over_processes_of_a_loss_that_is_no_sum_over_rows(every, tmp_path, monkeypatch):
+    # MMD and log(1 + A) of a whole batch are not the mean over its parts
+    output = every.output / "rep_noise"
+    assert_ranks_agree(output)
+    loss_of = RepNoise._loss
+
+    def mean_over_parts(self, host, pair, step):
+        parts = [
+            loss_of(self, host, Pair(*(halves(side)[part] for side in pair)), NUM_PROCESSES * step + part)
+            for part in range(NUM_PROCESSES)
+        ]
+        mean = {key: torch.stack([losses[key] for _, losses in parts]).mean() for key in parts[0][1]}
+        return torch.stack([loss for loss, _ in parts]).mean(), mean
+
+    monkeypatch.setattr(RepNoise, "_loss", mean_over_parts)
+    assert_same_training(final(output), *one_process(tmp_path, "rep_noise"))
+
+
+def halves(batch):
+    return [{name: rows.chunk(NUM_PROCESSES)[part] for name, rows in batch.items()} for part in range(NUM_PROCESSES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name != LEAN])
+def test_every_defense_resumes_exactly_in_two_processes(every, name):
+    assert_resumed_exactly(every.output / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "equal"), [("t_vaccine", False), ("t_vaccine_none", True)])
+def test_larger_batches_in_one_process_are_the_same_only_where_rho_bounds_a_sample(every, tmp_path, name, equal):
+    # with `rho_scope: batch` one norm is taken over a micro-batch, which is larger in one process
+    before, alone = one_process(tmp_path, name, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    away = distance(final(every.output / name), alone) / distance(before, alone)
+    assert away < 1e-4 if equal else away > 1e-3
+
+
+@pytest.mark.slow
+def test_noise_differs_between_processes(every, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainerHost, "number", lambda self, index: index // NUM_PROCESSES)
+    before, same_noise = one_process(tmp_path, "random_noise")
+    two = final(every.output / "random_noise")
+    assert distance(two, same_noise) > 1e-3 * distance(before, same_noise)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM])
+def test_launches_that_cannot_be_defended_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(ValueError, match=f"{kind.value} was asked for.*without it, which is DDP"):
+        trainer(tmp_path, LEAN, num_processes=1)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(SFTConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="DataParallel.*Launch one process per GPU"):
+        trainer(tmp_path, LEAN, num_processes=1)
+
+
+def launched_by_axolotl(recipe, tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = launch("tests.processes.axolotl_worker", path)
+    assert done.status == 0, done.log
+    return Path(recipe["output_dir"])
+
+
+@pytest.mark.slow
+def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(workspace, tmp_path):
+    changes = {"lora_dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.3}
+    recipe = workspace.recipe(tmp_path / "two", gradient_accumulation_steps=2, **changes)
+    recipe["t_vaccine"] |= {"probe_batch_size": 2}
+    two = launched_by_axolotl(recipe, tmp_path)
+    one = axolotl_train(workspace.recipe(tmp_path / "one", gradient_accumulation_steps=4, **changes))
+    start = axolotl_train(workspace.recipe(tmp_path / "start", **changes | {"learning_rate": 0.0}))
+    assert_same_training(adapter(two), adapter(start), adapter(one))
+    assert verify(two, defense="t_vaccine")["defended_steps"] == 4
+    assert [line["event"] for line in trace(two)] == [line["event"] for line in trace(one)]

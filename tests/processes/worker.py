@@ -1,0 +1,56 @@
+"""One process of a launch: `torchrun -m tests.processes.worker OUTPUT NAME...` trains with each defense named.
+
+Each run is trained, then resumed from its checkpoint by a new trainer. With `fail` as the last name, one more run is
+started in which the second process raises.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, trainer, weights
+
+RANK = int(os.environ["RANK"])
+
+
+def main(output: Path, names: list[str]) -> None:
+    """Runs them in order."""
+    torch.set_num_threads(1)
+    for name in names:
+        if name == "fail":
+            _fail(output / name)
+        else:
+            _train(output / name, name)
+
+
+def _train(output: Path, name: str) -> None:
+    for stage, checkpoint in (("whole", None), ("resumed", str(output / f"checkpoint-{CHECKPOINT}"))):
+        run = trainer(output, name, num_processes=NUM_PROCESSES)
+        run.train(resume_from_checkpoint=checkpoint)
+        run.save_model(str(output / stage))
+        save_file(weights(run.model), output / f"{stage}-{RANK}.safetensors")
+        if RANK == 0:
+            shutil.copy(output / "safety_trace.jsonl", output / f"{stage}.jsonl")
+
+
+def _fail(output: Path) -> None:
+    run = trainer(output, "t_vaccine", num_processes=NUM_PROCESSES)
+    step = run.host_step
+
+    def fail(*args: object) -> object:
+        if RANK == 1 and run.state.global_step == 1:
+            raise RuntimeError("one process cannot go on")
+        return step(*args)
+
+    run.host_step = fail
+    run.train()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
