@@ -17,8 +17,6 @@ from tvac_plugin.defenses.base import Batch, Outputs
 class DirectHost:
     """`defenses.base.Host` over a bare model; counts its passes."""
 
-    skips_layers = True
-
     def __init__(self, model: nn.Module, probe: Sequence[Batch] = (), *, streams: dict[str, Any] | None = None) -> None:
         self.model = model
         self.streams: dict[str, Any] = {"probe": probe, **(streams or {})}

@@ -16,13 +16,7 @@ from tvac_plugin.prefix import SharedPrefix
 LATER = Position(step=1, starts_step=False)
 
 
-class PlainHost(DirectHost):
-    """Every layer runs in both passes."""
-
-    skips_layers = False
-
-
-def step(host_class, *, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=False, **settings):
+def step(*, shared=True, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=False, **settings):
     """One step with `drawn` layers: report, gradients by name, and how often each feed-forward module ran."""
     model = tiny_model(attention_dropout=dropout)
     model = with_lora(model, dropout=dropout) if lora else model
@@ -30,6 +24,8 @@ def step(host_class, *, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=Fals
         model.gradient_checkpointing_enable({"use_reentrant": False})
     defense = TVaccine(TVaccineConfig(num_active_layers=len(drawn), **settings), model, seed=1)
     defense.load_state_dict({"num_probes": 1, "probabilities": [0.25] * 4, "active_layers": list(drawn)})
+    if not shared:
+        defense._below = list
     runs = dict.fromkeys(range(4), 0)
 
     def count(index):
@@ -40,7 +36,7 @@ def step(host_class, *, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=Fals
 
     handles = [b.mlp.register_forward_hook(count(b.index)) for b in find_blocks(model)]
     torch.manual_seed(5)
-    report = defense.step(host_class(model), random_batch(), LATER)
+    report = defense.step(DirectHost(model), random_batch(), LATER)
     after = torch.rand(1)
     for handle in handles:
         handle.remove()
@@ -53,7 +49,7 @@ def step(host_class, *, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=Fals
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"perturb": "layer"}, {"freeze": "attention"}])
 def test_sharing_the_layers_below_changes_no_bit(lora, dropout, options):
-    shared, plain = (step(host, lora=lora, dropout=dropout, **options) for host in (DirectHost, PlainHost))
+    shared, plain = (step(shared=on, lora=lora, dropout=dropout, **options) for on in (True, False))
     assert torch.equal(shared[0].loss, plain[0].loss)
     assert torch.equal(shared[0].losses["clean_loss"], plain[0].losses["clean_loss"])
     assert shared[1].keys() == plain[1].keys()
@@ -63,13 +59,13 @@ def test_sharing_the_layers_below_changes_no_bit(lora, dropout, options):
 
 
 def test_layers_below_run_once_and_the_others_twice():
-    assert step(DirectHost)[2] == {0: 1, 1: 1, 2: 2, 3: 2}
-    assert step(PlainHost)[2] == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert step()[2] == {0: 1, 1: 1, 2: 2, 3: 2}
+    assert step(shared=False)[2] == {0: 2, 1: 2, 2: 2, 3: 2}
 
 
 @pytest.mark.parametrize("options", [{"freeze": "none"}, {"freeze": "attention", "lora": False}])
 def test_nothing_is_shared_where_something_below_learns(options):
-    assert step(DirectHost, **options)[2] == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert step(**options)[2] == {0: 2, 1: 2, 2: 2, 3: 2}
 
 
 @pytest.mark.parametrize("extra", [{"output_router_logits": True}, {"num_kv_shared_layers": 1}])

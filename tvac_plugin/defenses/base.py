@@ -67,10 +67,6 @@ class Host(Protocol):
     training processes.
     """
 
-    @property
-    def skips_layers(self) -> bool:
-        """Whether layers at rest may be left out of `train`; not where every parameter has to take part."""
-
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy on `batch`, scaled as `train` scales it, with its autograd graph."""
 

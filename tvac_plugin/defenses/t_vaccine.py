@@ -75,7 +75,7 @@ class TVaccine(Defense):
                 rho=config.rho,
                 rho_scope=config.rho_scope,
                 weights=self._trainable,
-                below=self._below() if host.skips_layers else (),
+                below=self._below(),
                 share=config.perturbed_share,
             )
         report.events = events

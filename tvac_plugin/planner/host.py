@@ -21,8 +21,6 @@ from tvac_plugin.planner.workload import Workload
 class PlannedHost:
     """`defenses.base.Host` as `trainers.host.TrainerHost` is one in a single process; tells a ledger where it is."""
 
-    skips_layers = True
-
     def __init__(
         self,
         model: Any,
@@ -139,6 +137,10 @@ class PlannedHost:
     def frozen(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         """By flag."""
         return activations.frozen(parameters)
+
+    def number(self, index: int) -> int:
+        """Of one process."""
+        return index
 
     def mean_across_processes(self, values: Tensor) -> Tensor:
         """There is one process."""

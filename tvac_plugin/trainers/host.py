@@ -28,11 +28,6 @@ class TrainerHost:
         assert trainer.streams is not None, "the defense was not configured"
         self._streams = trainer.streams
 
-    @property
-    def skips_layers(self) -> bool:
-        """In any number of processes, since DDP's own reduction takes no part."""
-        return True
-
     def loss(self, batch: Batch) -> Tensor:
         """As `train`, with its graph."""
         trainer = self._trainer
