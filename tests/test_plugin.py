@@ -173,7 +173,7 @@ def test_an_automatic_resume_leaves_a_half_written_checkpoint_out(workspace, tmp
 
 def test_an_undefended_checkpoint_is_not_resumed(workspace, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2}
-    axolotl_train(workspace.recipe(tmp_path / "out", safety_defense="none", **changes))
+    axolotl_train(workspace.recipe(tmp_path / "out", safety_defense="none", **changes, **KERNELS_OFF))
     with pytest.raises(ValueError, match="the defense cannot go on .*start anew in another `output_dir:`"):
         axolotl_train(workspace.recipe(tmp_path / "out", auto_resume_from_checkpoints=True, **changes))
     assert not (tmp_path / "out" / "safety_defense.json").exists()
