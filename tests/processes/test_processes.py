@@ -41,7 +41,7 @@ def launch(worker: str, *arguments: object) -> Launch:
         [*command, "-m", worker, *map(str, arguments)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
-    return Launch(done.returncode, done.stderr[-8000:])
+    return Launch(done.returncode, done.stderr[-40_000:])
 
 
 @pytest.fixture(scope="module")
