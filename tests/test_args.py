@@ -26,6 +26,8 @@ def test_defaults_are_the_papers():
         "freeze": "layer",
         "perturb": "attention",
         "rho_scope": "batch",
+        "perturbed_share": 1.0,
+        "checkpoint_inactive": "auto",
     }
     assert VaccineConfig().model_dump() == {"rho": 2.0, "perturb": "attention", "rho_scope": "batch"}
 

@@ -171,6 +171,13 @@ SUPPORT: tuple[Support, ...] = (
         "tests/test_trainer_host.py::test_added_gradients_are_on_the_scale_that_the_optimizer_takes_off",
     ),
     Support("weights", "LoRA", "supported", "", f"{_SFT}test_one_optimizer_step_is_the_paper_s_gradient"),
+    Support(
+        "weights",
+        "QLoRA (bitsandbytes nf4)",
+        "supported",
+        "",
+        "tests/test_qlora.py::test_drawn_adapters_learn_and_nothing_else_moves",
+    ),
     Support("weights", "full fine-tuning", "supported", "", f"{_PLUGIN}test_features_of_the_host_work"),
     Support(
         "training",

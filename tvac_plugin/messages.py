@@ -21,8 +21,12 @@ def explain(error: Exception, *, block: str | None = None) -> list[str]:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] in ("float_type", "int_type") and _is_number(detail["input"]):
             message = f"YAML reads {shown(detail['input'])} as text; write it without quotes, and 1e-4 as 1.0e-4"
-        got = "" if detail["type"] == "value_error" else f" (got {shown(detail['input'])})"
-        sentences.append(f"{where}: {message}{got}." if got else message)
+        if detail["type"] != "value_error":
+            sentences.append(f"{where}: {message} (got {shown(detail['input'])}).")
+        elif detail["loc"] and str(detail["loc"][0]) not in message:
+            sentences.append(f"{detail['loc'][0]}: {message}")
+        else:
+            sentences.append(message)
     return sentences
 
 

@@ -45,7 +45,8 @@ class Readout:
             return
         with torch.no_grad():
             logits = outputs.logits[:, -1].float()
-            difference = self._logits(outputs.hidden_states[-1][:, -1]).float().to(logits.device) - logits
+            normed = outputs.hidden_states[-1][:, -1].detach()
+            difference = self._logits(normed).float().to(logits.device) - logits
         if difference.abs().max() > _TOLERANCE * logits.abs().max():
             raise ValueError(
                 f"rep_noise cannot read the layers of {self._name}: its logits are not its head's. Use another defense."
