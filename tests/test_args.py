@@ -29,7 +29,12 @@ def test_defaults_are_the_papers():
         "perturbed_share": 1.0,
         "checkpoint_inactive": "auto",
     }
-    assert VaccineConfig().model_dump() == {"rho": 2.0, "perturb": "attention", "rho_scope": "batch"}
+    assert VaccineConfig().model_dump() == {
+        "rho": 2.0,
+        "perturb": "attention",
+        "rho_scope": "batch",
+        "perturbed_share": 1.0,
+    }
 
 
 @pytest.mark.parametrize("config", DEFENSE_CONFIGS.values())

@@ -68,7 +68,10 @@ def test_a_recipe_trains_with_it(workspace, here):
         ({"safety_defense": "half_done.Mine"}, "shares its `config_class` with another defense. Give it one"),
         ({"custom_defense": {"scal": 1.0}}, "custom_defense: unknown key `scal`. Did you mean `scale`?"),
         ({"custom_defense": {"scale": "much"}}, "custom_defense.scale: Input should be a valid number"),
-        ({"custom_defense": {"scale": "1e-4"}}, "custom_defense.scale: YAML reads 1e-4 as text; write a decimal point"),
+        (
+            {"custom_defense": {"scale": "1e-4"}},
+            "custom_defense.scale: YAML reads '1e-4' as text; write it without quotes",
+        ),
         ({"harmful_datasets": None}, "push_away.PushAway needs harmful prompts.*Add `harmful_datasets"),
         ({"safety_defense": "vaccine", "custom_defense": {}}, "none is named. Remove the block"),
     ],

@@ -171,7 +171,7 @@ def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
         ({"matrix": {"harmful_ratio": [1.5]}}, "less than or equal to 1"),
         ({"judge": {"harmful_score": {"judge": "jury", "prompts": {"path": "x"}}}}, "`jury` is not a judge"),
         ({"align": {"plugins": []}}, "the plugin is not loaded"),
-        ({"align": {"deepspeed": "z.json"}}, "`deepspeed` shards weights"),
+        ({"align": {"deepspeed": "z.json"}}, "`deepspeed` steps the optimizer"),
         ({"align": {"base_model": "./a/b"}}, "base_model: ./a/b does not exist"),
         ({"align": {"datasets": [{"path": "gone.jsonl"}]}}, "align: datasets: gone.jsonl does not exist"),
     ],
