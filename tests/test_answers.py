@@ -8,7 +8,6 @@ import torch
 from tests.models import FAMILIES, random_batch, tiny_model, with_lora
 from tvac_plugin.answers import answers_only, reads_answers_only
 
-
 PLAIN = ("bloom", "xglm")
 """Families that do not take `shift_labels`."""
 
