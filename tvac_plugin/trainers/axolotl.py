@@ -13,6 +13,7 @@ from typing import Any
 
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.core.training_args import AxolotlTrainingArguments
+from axolotl.utils.samplers.multipack import MultipackBatchSampler
 from torch import Tensor, nn
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
@@ -80,6 +81,21 @@ class _SFTTrainerBehindAxolotl(SFTTrainer):  # type: ignore[misc]
 
 class SafetyDefenseAxolotlTrainer(SafetyDefenseMixin, AxolotlTrainer, _SFTTrainerBehindAxolotl):  # type: ignore[misc]
     """What `axolotl train` uses while a defense is on."""
+
+    _packed: MultipackBatchSampler | None = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        self._packed = sampler if isinstance(sampler, MultipackBatchSampler) else None
+        return sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Packs anew for this epoch: a resumed run would go on with the bins that were packed to count them."""
+        if self._packed is not None:
+            self._packed.set_epoch(kwargs["epoch"])
+            if hasattr(self._packed.sampler, "set_epoch"):
+                self._packed.sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Loss through Axolotl's own `compute_loss`, with its token count held still."""
