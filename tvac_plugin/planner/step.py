@@ -93,7 +93,12 @@ class StepCounter:
                 stack.enter_context(ledger.watching(self._model.trainable()))
                 stack.enter_context(host.told_apart())
                 for micro in range(min(2, self._workload.accumulation)):
-                    _micro_batch(host, defense, self._workload, position._replace(starts_step=position.starts_step and micro == 0))
+                    _micro_batch(
+                        host,
+                        defense,
+                        self._workload,
+                        position._replace(starts_step=position.starts_step and micro == 0),
+                    )
                     flops = flops or ledger.cost.flops
                 ledger.making = "temporary"
                 self._optimizer.step()
