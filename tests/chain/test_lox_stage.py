@@ -47,7 +47,7 @@ def test_an_adapter_is_extrapolated_merged_and_attacked(chain, tmp_path):
 def test_full_weights_need_their_base_and_no_merge(chain):
     jobs = plan_of(chain(**CHAIN, align={"adapter": None})).jobs
     lox = jobs["extrapolate-safety_defense=none"]
-    assert lox.command[-2:] == ("--base", "base")
+    assert lox.command[-1] == "--base=base"
     assert not any(job.kind == "merge" for job in jobs.values())
     assert jobs["attack-safety_defense=none"].parents == (lox.id,)
     assert jobs["attack-safety_defense=none-extrapolate.coefficient=0"].parents == ("align-safety_defense=none",)

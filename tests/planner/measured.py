@@ -92,7 +92,7 @@ def measured(family, config, *, adapter, checkpointing, state=None, **sizes):
     """Bytes that autograd keeps at most, and bytes of all parameters, in a real step."""
     model = tiny_model(family, **sizes)
     if adapter:
-        model = with_lora(model, family=family, dropout=0.1)
+        model = with_lora(model, dropout=0.1)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     host_class = AnswersHost if config is not None and reads_answers_only(model) else DirectHost

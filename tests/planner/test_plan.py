@@ -36,6 +36,7 @@ def test_the_expectation_is_that_of_all_draws():
 
 
 def test_t_vaccine_costs_less_than_vaccine_and_a_plan_repeats_itself(recipe):
+    recipe["t_vaccine"] = {**recipe["t_vaccine"], "probe_steps": 1000}
     plan = make_plan(recipe)
     assert 1 < plan.arms["t_vaccine"].relative_time < plan.arms["vaccine"].relative_time
     assert plan.arms["t_vaccine"].mean_saved < plan.arms["none"].saved
