@@ -27,6 +27,6 @@ def test_the_command_without_options_can_be_compared_with_it():
 def test_its_counts_are_the_code_s():
     baseline = read_results(FILE)
     now = benchmark(
-        baseline.main.shape, baseline.settings.model_copy(update={"repeats": 0, "defenses": ("t_vaccine", "vaccine")})
+        baseline.main.shape, baseline.settings.model_copy(update={"repeats": 0, "defenses": ["t_vaccine", "vaccine"]})
     )
     assert regressions(now, baseline) == []
