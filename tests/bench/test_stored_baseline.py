@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import tvac_plugin.bench
-from tvac_plugin.bench.baseline import comparison_problem, regressions
+from tvac_plugin.bench.baseline import comparison_problem
 from tvac_plugin.bench.results import read_results
-from tvac_plugin.bench.run import benchmark
 from tvac_plugin.bench.settings import MEASURED, Settings
 from tvac_plugin.bench.shape import Shape
 
@@ -20,13 +17,3 @@ def test_the_command_without_options_can_be_compared_with_it():
     baseline = read_results(FILE)
     assert comparison_problem(baseline, Shape(), Settings()) is None
     assert set(MEASURED) <= set(baseline.main.cases)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_its_counts_are_the_code_s():
-    baseline = read_results(FILE)
-    now = benchmark(
-        baseline.main.shape, baseline.settings.model_copy(update={"repeats": 0, "defenses": ["t_vaccine", "vaccine"]})
-    )
-    assert regressions(now, baseline) == []
