@@ -20,7 +20,13 @@ from tvac_plugin.planner.draws import cost_of_draws
 
 @pytest.fixture
 def recipe(workspace, tmp_path):
-    return workspace.recipe(tmp_path / "out", sequence_len=32, micro_batch_size=4, optimizer="adamw_torch_fused")
+    return workspace.recipe(
+        tmp_path / "out",
+        sequence_len=32,
+        micro_batch_size=4,
+        optimizer="adamw_torch_fused",
+        t_vaccine={"num_active_layers": 2},
+    )
 
 
 def test_the_expectation_is_that_of_all_draws():
