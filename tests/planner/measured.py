@@ -38,12 +38,6 @@ def settings(family, *, adapter, checkpointing):
     }
 
 
-def predicted(family, config, *, adapter, checkpointing, state=None, **sizes):
-    """What the planner counts, on no data."""
-    counter = planned_counter(family, adapter=adapter, checkpointing=checkpointing, **sizes)
-    return counter.count(config, **({"position": AFTER_THE_DRAW, "state": state} if state else {}))
-
-
 def planned_counter(family, *, adapter, checkpointing, **sizes):
     workload = read_workload(settings(family, adapter=adapter, checkpointing=checkpointing), answer_share=SHARE)
     return StepCounter(build_fake_model(tiny_model(family, **sizes).config, workload), workload, set())

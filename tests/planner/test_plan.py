@@ -16,6 +16,8 @@ from tvac_plugin.args import TVaccineConfig
 from tvac_plugin.cli import tvac
 from tvac_plugin.planner import PlanError, make_plan
 from tvac_plugin.planner.draws import cost_of_draws
+from tvac_plugin.planner.plan import GIB
+from tvac_plugin.planner.tables import plan_text
 
 
 @pytest.fixture
@@ -25,15 +27,15 @@ def recipe(workspace, tmp_path):
         sequence_len=32,
         micro_batch_size=4,
         optimizer="adamw_torch_fused",
-        t_vaccine={"num_active_layers": 2},
+        t_vaccine={"num_active_layers": 3, "layer_sampling": "uniform"},
     )
 
 
 def test_the_expectation_is_that_of_all_draws():
-    counter = planned_counter("llama", adapter="lora", checkpointing=False, num_hidden_layers=5)
+    counter = planned_counter("llama", adapter="lora", checkpointing=False, num_hidden_layers=4)
     config = TVaccineConfig(num_active_layers=2, layer_sampling="uniform")
     each = [
-        counter.count(config, position=AFTER_THE_DRAW, state=drawn(*layers)) for layers in combinations(range(5), 2)
+        counter.count(config, position=AFTER_THE_DRAW, state=drawn(*layers)) for layers in combinations(range(4), 2)
     ]
     expected = cost_of_draws(counter, config, accumulation=1)
     assert expected.mean_flops == pytest.approx(mean(cost.flops for cost in each))
@@ -41,33 +43,31 @@ def test_the_expectation_is_that_of_all_draws():
     assert expected.worst.peak == max(cost.peak for cost in each)
 
 
-def test_t_vaccine_costs_less_than_vaccine_and_a_plan_repeats_itself(recipe):
-    recipe["t_vaccine"] = {**recipe["t_vaccine"], "probe_steps": 1000}
+def test_a_plan_repeats_itself_and_t_vaccine_costs_less_than_vaccine(recipe):
     plan = make_plan(recipe)
     assert 1 < plan.arms["t_vaccine"].relative_time < plan.arms["vaccine"].relative_time
     assert plan.arms["t_vaccine"].mean_saved < plan.arms["none"].saved
     assert plan == make_plan(recipe)
-
-
-def test_a_parameter_s_state_is_twice_its_size(recipe):
-    arm = make_plan(recipe).arms["none"]
-    assert arm.at_peak["optimizer"] == pytest.approx(2 * arm.at_peak["adapters"], rel=0.05)
+    arm = plan.arms["none"]
     assert sum(arm.at_peak.values()) == arm.peak
+    assert arm.at_peak["optimizer"] == pytest.approx(2 * arm.at_peak["adapters"], rel=0.05)
 
 
 def test_what_does_not_fit_ends_in_settings_that_do(recipe):
-    needed = make_plan(recipe).arms["t_vaccine"].peak
+    recipe = {**recipe, "safety_defense": "vaccine", "vaccine": {}}
+    needed = make_plan(recipe).arms["vaccine"].peak
     plan = make_plan(recipe, gpu=needed - 1, reserve=0)
     assert plan.fits is False
     assert plan.remedies[-1].fits
     changed = make_plan({**recipe, **plan.remedies[-1].changes}, gpu=needed - 1, reserve=0)
     assert changed.fits
-    assert changed.arms["t_vaccine"].peak == plan.remedies[-1].peak
+    assert changed.arms["vaccine"].peak == plan.remedies[-1].peak
 
 
 def test_fewer_answer_tokens_need_less_in_a_defended_run_alone(recipe):
+    recipe = {**recipe, "safety_defense": "vaccine", "vaccine": {}}
     whole, half = make_plan(recipe), make_plan(recipe, answer_share=0.5)
-    assert half.arms["t_vaccine"].peak < whole.arms["t_vaccine"].peak
+    assert half.arms["vaccine"].peak < whole.arms["vaccine"].peak
     assert half.arms["none"].peak == whole.arms["none"].peak
 
 
@@ -95,10 +95,14 @@ def test_the_command_needs_no_data_and_takes_a_shape(recipe, tmp_path):
     result = CliRunner().invoke(tvac, ["plan", str(path), "--gpu", "24GB", "--json", *shape])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["fits"] is True
-    result = CliRunner().invoke(tvac, ["plan", str(path), "--gpu", "24GB", *shape])
-    assert "t_vaccine fits" in result.output
     result = CliRunner().invoke(tvac, ["plan", str(path), "--gpu", "a lot"])
     assert "Write a number and GB or MB" in result.output
+
+
+def test_the_text_names_the_peak_and_the_verdict(recipe):
+    text = plan_text(make_plan({**recipe, "safety_defense": "none"}, gpu=24 * GIB))
+    assert "none fits" in text
+    assert "saved activations" in text
 
 
 def test_a_misspelt_block_is_refused_as_check_does(recipe, tmp_path):
