@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.models import random_batch, tiny_model
 from tvac_plugin.planner.fake_model import build_fake_model
 from tvac_plugin.planner.ledger import Ledger
+from tvac_plugin.planner.step import StepCounter
 from tvac_plugin.planner.workload import read_workload
 
 
@@ -45,3 +46,14 @@ def test_4_bit_weights_have_the_bytes_of_real_ones():
     assert weight.untyped_storage().nbytes() == real.untyped_storage().nbytes() == 128 * 256 // 2
     assert weight.quant_state.absmax.nbytes == state.absmax.nbytes == 128 * 256 // 64
     assert weight.quant_state.state2.absmax.nbytes == state.state2.absmax.nbytes
+
+
+def test_4_bit_weights_take_the_work_of_16_bit_ones():
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
+    settings = {"load_in_4bit": True, "lora_target_linear": True, "sequence_len": 16}
+    config, flops = tiny_model(**sizes).config, []
+    for adapter in ("lora", "qlora"):
+        workload = read_workload({**settings, "adapter": adapter})
+        counter = StepCounter(build_fake_model(config, workload), workload, set())
+        flops.append(counter.count(None).flops)
+    assert flops[0] == flops[1]
