@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models import FAMILIES, random_batch, tiny_model, with_lora
-from tvac_plugin.answers import answers_only, reads_answers_only
+from tvac_plugin.answers import answers_only, find_answer_head
 
 PLAIN = ("bloom", "xglm")
 """Families that do not take `shift_labels`."""
@@ -32,9 +32,8 @@ def gradients(model, batch, **kwargs):
 @pytest.mark.parametrize("num_items", [None, torch.tensor(31)])
 def test_loss_and_gradients_are_those_of_the_whole_sequence(family, num_items):
     model, batch = tiny_model(family), ragged_batch()
-    assert reads_answers_only(model)
     expected_loss, expected = gradients(model, batch, num_items_in_batch=num_items)
-    with answers_only(model.get_output_embeddings(), batch) as inputs:
+    with answers_only(find_answer_head(model), batch) as inputs:
         loss, found = gradients(model, inputs, num_items_in_batch=num_items)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
     assert found.keys() == expected.keys()
@@ -44,13 +43,12 @@ def test_loss_and_gradients_are_those_of_the_whole_sequence(family, num_items):
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_families_that_do_not_take_shifted_labels_are_told(family):
-    assert not reads_answers_only(tiny_model(family))
+    assert find_answer_head(tiny_model(family)) is None
 
 
 def test_the_head_sees_answer_tokens_alone_and_only_inside():
     model, batch = with_lora(tiny_model()), ragged_batch()
-    head = model.get_output_embeddings()
-    with answers_only(head, batch) as inputs:
+    with answers_only(find_answer_head(model), batch) as inputs:
         logits = model(**inputs).logits
     num_answers = int((batch["labels"][:, 1:] != -100).sum())
     assert logits.shape[:2] == inputs["shift_labels"].shape == (1, num_answers)
@@ -61,7 +59,7 @@ def test_the_head_sees_answer_tokens_alone_and_only_inside():
 def test_a_batch_without_any_answer_gives_what_the_whole_sequence_gives():
     model, batch = tiny_model(), random_batch()
     batch["labels"][:] = -100
-    with answers_only(model.get_output_embeddings(), batch) as inputs:
+    with answers_only(find_answer_head(model), batch) as inputs:
         assert model(**inputs).loss.isnan()
         assert model(**inputs, num_items_in_batch=3).loss == 0
 
@@ -79,13 +77,13 @@ def test_models_with_another_way_to_their_loss_are_left_alone(reason):
         model.forward = lambda shift_labels=None, **batch: forward(**batch)
     else:
         model.get_output_embeddings = lambda: None
-    assert not reads_answers_only(model)
+    assert find_answer_head(model) is None
 
 
 def test_the_trial_leaves_the_model_as_it_was():
     model = tiny_model(attention_dropout=0.5)
     random_state = torch.get_rng_state()
-    assert reads_answers_only(model)
+    assert find_answer_head(model) is not None
     assert model.training
     assert torch.equal(random_state, torch.get_rng_state())
     assert not model.lm_head._forward_pre_hooks

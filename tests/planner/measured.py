@@ -6,7 +6,7 @@ import torch
 
 from tests.hosts import DirectHost
 from tests.models import random_batch, tiny_model, with_lora
-from tvac_plugin.answers import answers_only, reads_answers_only
+from tvac_plugin.answers import answers_only, find_answer_head
 from tvac_plugin.defenses import Position, build_defense
 from tvac_plugin.planner.fake_model import build_fake_model
 from tvac_plugin.planner.step import StepCounter
@@ -46,8 +46,12 @@ def planned_counter(family, *, adapter, checkpointing, **sizes):
 class AnswersHost(DirectHost):
     """Reads answer tokens only, as the trainer's host does."""
 
+    def __init__(self, model, head):
+        super().__init__(model)
+        self._head = head
+
     def _loss(self, batch):
-        with answers_only(self.model.get_output_embeddings(), batch) as inputs:
+        with answers_only(self._head, batch, logits=False) as inputs:
             return super()._loss(inputs)
 
 
@@ -89,8 +93,9 @@ def measured(family, config, *, adapter, checkpointing, state=None, **sizes):
         model = with_lora(model, dropout=0.1)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    host_class = AnswersHost if config is not None and reads_answers_only(model) else DirectHost
-    host, batch, kept = host_class(model), random_batch(rows=ROWS, length=LENGTH, prompt=PROMPT), Kept(model)
+    head = None if config is None else find_answer_head(model)
+    host = DirectHost(model) if head is None else AnswersHost(model, head)
+    batch, kept = random_batch(rows=ROWS, length=LENGTH, prompt=PROMPT), Kept(model)
     defense = None if config is None else build_defense(config, model, seed=0)
     if state:
         defense.load_state_dict(state)

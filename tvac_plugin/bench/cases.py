@@ -32,6 +32,7 @@ class _PlainWithoutMetrics(SFTTrainer):  # type: ignore[misc]
 
 class _DefendedWithoutMetrics(SafetyDefenseSFTTrainer):
     compute_loss = Trainer.compute_loss
+    reads_logits = False
 
 
 @dataclass(frozen=True)

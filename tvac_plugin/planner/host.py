@@ -11,7 +11,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from tvac_plugin import activations
-from tvac_plugin.answers import answers_only
+from tvac_plugin.answers import AnswerHead, answers_only
 from tvac_plugin.configs.base import Stream
 from tvac_plugin.defenses.base import Batch, Outputs, Pair
 from tvac_plugin.planner.ledger import Ledger
@@ -29,7 +29,7 @@ class PlannedHost:
         *,
         streams: Mapping[str, Stream],
         data_keys: Set[str],
-        reads_answers_only: bool,
+        answer_head: AnswerHead | None,
     ) -> None:
         """Runs `model`.
 
@@ -39,14 +39,14 @@ class PlannedHost:
             ledger: Told which part of the pass is going on.
             streams: Data that the defense reads beside the training batches.
             data_keys: Keys under which the recipe names data.
-            reads_answers_only: Whether the head leaves out the prompt's tokens.
+            answer_head: The head, if it leaves out the prompt's tokens.
         """
         self._model = model
         self._workload = workload
         self._ledger = ledger
         self._streams = streams
         self._data_keys = data_keys
-        self._reads_answers_only = reads_answers_only
+        self._answer_head = answer_head
         self._forward = torch.autocast("cpu", dtype=workload.dtype)(model) if workload.autocast else model
         self._forward = convert_outputs_to_fp32(self._forward) if workload.autocast else self._forward
 
@@ -108,9 +108,9 @@ class PlannedHost:
         return loss
 
     def _answers(self, batch: Batch) -> contextlib.AbstractContextManager[Batch]:
-        if not self._reads_answers_only:
+        if self._answer_head is None:
             return contextlib.nullcontext(batch)
-        return answers_only(self._model.get_output_embeddings(), batch)
+        return answers_only(self._answer_head, batch, logits=False)
 
     def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
         """Forward pass."""

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import Trainer, TrainingArguments
 
 from tvac_plugin.activations import find_blocks
-from tvac_plugin.answers import reads_answers_only
+from tvac_plugin.answers import find_answer_head
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, Position, build_defense
 from tvac_plugin.planner.fake_model import FakeModel
@@ -45,7 +45,7 @@ class StepCounter:
         self._data_keys = data_keys
         self._optimizer = self._filled_optimizer()
         with imagined(model.mode):
-            self._can_read_answers_only = reads_answers_only(model.module)
+            self._answer_head = find_answer_head(model.module)
 
     @property
     def num_layers(self) -> int:
@@ -84,7 +84,7 @@ class StepCounter:
             ledger,
             streams={} if config is None else config.streams(),
             data_keys=self._data_keys,
-            reads_answers_only=defense is not None and self._can_read_answers_only,
+            answer_head=None if defense is None else self._answer_head,
         )
         flops = 0
         try:

@@ -82,6 +82,7 @@ class _SFTTrainerBehindAxolotl(SFTTrainer):  # type: ignore[misc]
 class SafetyDefenseAxolotlTrainer(SafetyDefenseMixin, AxolotlTrainer, _SFTTrainerBehindAxolotl):  # type: ignore[misc]
     """What `axolotl train` uses while a defense is on."""
 
+    reads_logits = False
     _packed: MultipackBatchSampler | None = None
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

@@ -39,8 +39,10 @@ class TrainerHost:
 
     def train(self, batch: Batch) -> Tensor:
         """The trainer's own step, whose gradients stay on this process until `finish_step`."""
-        with self._trainer.accelerator.no_sync(self._model), self._answers(batch) as inputs:
-            return self._trainer.host_step(self._model, inputs, self._num_items)
+        trainer = self._trainer
+        answers = self._answers(batch, logits=trainer.reads_logits)
+        with trainer.accelerator.no_sync(self._model), answers as inputs:
+            return trainer.host_step(self._model, inputs, self._num_items)
 
     def finish_step(self) -> None:
         """Averages the gradients of what learns, on the last micro-batch of an optimizer step.
@@ -103,9 +105,9 @@ class TrainerHost:
         with self._answers(self._trainer._prepare_inputs(dict(batch))) as inputs:
             return self._trainer.auxiliary_loss(self._model, inputs, num_items)
 
-    def _answers(self, batch: Batch) -> contextlib.AbstractContextManager[Batch]:
+    def _answers(self, batch: Batch, *, logits: bool = False) -> contextlib.AbstractContextManager[Batch]:
         head = self._trainer.answer_head
-        return contextlib.nullcontext(batch) if head is None else answers_only(head, batch)
+        return contextlib.nullcontext(batch) if head is None else answers_only(head, batch, logits=logits)
 
     @contextlib.contextmanager
     def auxiliary(self, *, replay: bool = True) -> Iterator[None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin.answers import reads_answers_only
+from tvac_plugin.answers import AnswerHead, find_answer_head
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, build_defense
 from tvac_plugin.defenses.base import Batch, Position
@@ -47,7 +47,9 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
 
     _defense: Defense | None = None
     streams: Streams | None = None
-    answer_head: nn.Module | None = None
+    answer_head: AnswerHead | None = None
+    reads_logits = True
+    """Whether `compute_loss` looks at the model's logits."""
     _record: RunRecord | None = None
     _resumed_from: Path | None = None
     _resumed: State | None = None
@@ -69,7 +71,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         self._refuse_launch()
         model = self.accelerator.unwrap_model(self.model)
         self._defense = build_defense(config, model, seed=self.args.seed)
-        self.answer_head = model.get_output_embeddings() if self._reads_answers_only(model) else None
+        self.answer_head = self._find_answer_head(model)
         self._first_state = copy.deepcopy(self._defense.state_dict())
         self.add_callback(RestoreDefense(self))
         self._record = record
@@ -85,10 +87,13 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             num_processes=self.accelerator.num_processes,
         )
 
-    def _reads_answers_only(self, model: nn.Module) -> bool:
-        """Whether prompt tokens can be left out of the head; not where a loss of the host's own reads the logits."""
+    def _find_answer_head(self, model: nn.Module) -> AnswerHead | None:
+        """The head, if prompt tokens can be left out of it; not where a loss of the host's own reads the logits."""
         has_own_loss = self.label_smoother is not None or self.compute_loss_func is not None
-        return self.model_accepts_loss_kwargs and not has_own_loss and reads_answers_only(model)
+        if has_own_loss or not self.model_accepts_loss_kwargs:
+            return None
+        with self.accelerator.autocast():
+            return find_answer_head(model)
 
     def _refuse_launch(self) -> None:
         if self.args.n_gpu > 1:
