@@ -21,7 +21,8 @@ def settings_page() -> str:
     parts = [
         "# Recipe keys\n\nWhat the plugin adds to an Axolotl recipe. Unknown keys inside a block, and keys that look "
         "like one of these, are refused by "
-        "`axolotl train` and `axolotl tvac check`. `axolotl tvac schema` prints them as JSON Schema.\n"
+        "`axolotl train` and `axolotl tvac check`. `axolotl tvac schema --output schema.json` writes them as JSON "
+        "Schema.\n"
         "This page is written by `make docs`.\n",
         _table(SafetyDefenseArgs.model_json_schema()["properties"], skip=DEFENSE_CONFIGS),
     ]

@@ -15,6 +15,7 @@ from tvac_plugin.bench.command import bench
 from tvac_plugin.recipe import RecipeError, foreign_code, kind_problems, read_recipe
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+_JSON_FILE = click.option("--output", type=click.Path(path_type=Path), help="Write it as JSON into this file too.")
 
 
 @click.group()
@@ -166,9 +167,9 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
 )
 @click.option("--model-config", type=click.Path(path_type=Path), help="A config.json instead of base_model's.")
 @click.option("--answer-share", default=1.0, show_default=True, help="The part of the tokens that have a label.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, in bytes.")
+@_JSON_FILE
 def plan(
-    recipe: Path, gpu: str | None, reserve: str, model_config: Path | None, answer_share: float, as_json: bool
+    recipe: Path, gpu: str | None, reserve: str, model_config: Path | None, answer_share: float, output: Path | None
 ) -> None:
     """Predict memory and relative time of RECIPE from its model's config alone, without a GPU or weights."""
     from tvac_plugin.check import recipe_problems
@@ -189,7 +190,8 @@ def plan(
         )
     except ValueError as error:
         raise click.ClickException(f"{recipe}: {error}") from error
-    click.echo(json.dumps(result.as_json(), indent=2) if as_json else plan_text(result))
+    click.echo(plan_text(result))
+    _write_json(output, result.as_json())
 
 
 @tvac.command()
@@ -205,11 +207,14 @@ def report(chain_dir: Path) -> None:
 
 
 @tvac.command()
-def schema() -> None:
+@_JSON_FILE
+def schema(output: Path | None) -> None:
     """Print the JSON Schema of the keys this plugin adds, for editors."""
     from tvac_plugin.args import SafetyDefenseArgs
 
-    click.echo(json.dumps(SafetyDefenseArgs.model_json_schema(), indent=2))
+    found = SafetyDefenseArgs.model_json_schema()
+    click.echo(json.dumps(found, indent=2))
+    _write_json(output, found)
 
 
 @tvac.command(name="tiny-world")
@@ -231,6 +236,18 @@ def _bytes(size: str, option: str) -> int:
     if match is None:
         raise click.ClickException(f"{option} {size}: not a size. Write a number and GB or MB, as 24GB.")
     return int(float(match[1]) * (2**30 if match[2].upper().startswith("G") else 2**20))
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    """Into a file, because Axolotl writes its banner on standard output."""
+    from tvac_plugin.files import write_json
+
+    if path is None:
+        return
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise click.ClickException(f"--output {path}: {error.strerror}.") from error
 
 
 def _read(recipe: Path, *, kind: str | None = None) -> dict[str, Any]:

@@ -92,9 +92,11 @@ def test_the_command_needs_no_data_and_takes_a_shape(recipe, tmp_path):
     path = tmp_path / "recipe.yml"
     path.write_text(yaml.safe_dump(recipe))
     shape = ["--model-config", str(tmp_path / "shape.json")]
-    result = CliRunner().invoke(tvac, ["plan", str(path), "--gpu", "24GB", "--json", *shape])
+    result = CliRunner().invoke(
+        tvac, ["plan", str(path), "--gpu", "24GB", *shape, "--output", str(tmp_path / "plan.json")]
+    )
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["fits"] is True
+    assert json.loads((tmp_path / "plan.json").read_text())["fits"] is True
     result = CliRunner().invoke(tvac, ["plan", str(path), "--gpu", "a lot"])
     assert "Write a number and GB or MB" in result.output
 
