@@ -105,6 +105,14 @@ def test_without_gradients_the_logits_are_all_there():
     torch.testing.assert_close(outputs.loss, model(**batch).loss, rtol=1e-6, atol=0)
 
 
+def test_in_fp16_which_needs_the_loss_scale_all_logits_are_there():
+    (model, head), batch = frozen_head(), random_batch()
+    with torch.autocast("cpu", torch.float16), answers_only(head, batch, logits=False) as inputs:
+        outputs = model(**inputs)
+    assert outputs.logits.requires_grad
+    assert outputs.logits.shape[-1] == model.config.vocab_size
+
+
 def test_a_head_that_learns_is_not_fused():
     model = tiny_model()
     assert not find_answer_head(model).can_fuse

@@ -94,7 +94,7 @@ class _Watched(NamedTuple):
     scored: list[Tensor]
 
     def is_direct(self) -> bool:
-        return [id(logits) for logits in self.projected] == [id(logits) for logits in self.scored] and bool(self.scored)
+        return len(self.projected) == len(self.scored) == 1 and self.projected[0] is self.scored[0]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ TOKENS_AT_A_TIME = 128
 
 @contextmanager
 def fused_loss(head: nn.Module, model: Any, targets: Tensor, *, logits: bool) -> Iterator[None]:
-    """Inside it `model` takes its loss while `head` runs, and keeps the gradient of its input instead of logits.
+    """Inside it `model` takes its loss of `head`'s input, and keeps the gradient of that instead of logits.
 
     Args:
         head: A frozen linear layer, called once.
@@ -29,11 +29,11 @@ def fused_loss(head: nn.Module, model: Any, targets: Tensor, *, logits: bool) ->
     waiting: list[tuple[Tensor, Tensor]] = []
 
     def forward(states: Tensor) -> Tensor:
-        # in fp16 a gradient needs the loss scale, which only the backward pass knows
-        if not states.requires_grad or states.dtype == torch.float16:
-            return project(states)
         with torch.no_grad():
             none = project(states[:, :0])
+        # in fp16 a gradient needs the loss scale, which only the backward pass knows
+        if not states.requires_grad or torch.float16 in (states.dtype, none.dtype):
+            return project(states)
         shown = none.new_empty(*states.shape[:-1], none.shape[-1] if logits else 0)
         waiting.append((states, shown))
         return shown
