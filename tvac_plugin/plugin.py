@@ -10,7 +10,7 @@ from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.distributed import is_main_process
+from axolotl.utils.distributed import get_world_size, is_main_process
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from filelock import BaseFileLock
@@ -156,5 +156,5 @@ def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:
         cfg.auto_resume_from_checkpoints = newest is not None
     if cfg.resume_from_checkpoint:
         checkpoint = Path(cfg.resume_from_checkpoint)
-        state = load_state(checkpoint)
+        state = load_state(checkpoint, num_processes=get_world_size())
         refuse_other_run(state.record["run"], run_facts(config, seed=cfg.seed), checkpoint=checkpoint)

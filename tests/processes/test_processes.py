@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from trl import SFTConfig
 
-from tests.processes.runs import NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
 from tests.workspace import adapter, axolotl_train, trace
 from tvac_plugin.defenses.base import Pair
 from tvac_plugin.defenses.rep_noise import RepNoise
@@ -25,6 +26,7 @@ from tvac_plugin.trainers.host import TrainerHost
 ROOT = Path(__file__).parent.parent.parent
 LEAN = "t_vaccine"
 ALL = list(defenses(NUM_PROCESSES))
+WITHIN = [f"{name}:window" for name in (LEAN, "lisa")]
 
 
 class Launch(NamedTuple):
@@ -53,7 +55,7 @@ def lean(tmp_path_factory):
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
     output = tmp_path_factory.mktemp("every")
-    return launch("tests.processes.worker", output, *ALL)._replace(output=output)
+    return launch("tests.processes.worker", output, *ALL, *WITHIN)._replace(output=output)
 
 
 def one_process(output, name, **changes):
@@ -79,12 +81,16 @@ def assert_same_training(together, before, alone):
     assert distance(together, alone) < 1e-4 * moved
 
 
-def assert_resumed_exactly(output):
+def assert_resumed_exactly(output, *, num_steps=NUM_STEPS):
     whole, resumed = (load_file(output / f"{stage}-0.safetensors") for stage in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert (output / "whole.jsonl").read_text() == (output / "resumed.jsonl").read_text()
+    for rank in range(NUM_PROCESSES):
+        whole, resumed = (json.loads((output / f"{s}-{rank}.logs.json").read_text()) for s in ("whole", "resumed"))
+        assert whole == resumed
+        assert all(any(name.startswith("safety/") for name in log) for log in whole)
     manifests = [verify(output / stage) for stage in ("whole", "resumed")]
-    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == NUM_STEPS
+    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == num_steps
 
 
 def test_two_processes_train_as_one_that_accumulates(lean, tmp_path):
@@ -100,6 +106,14 @@ def test_two_processes_train_as_one_that_accumulates(lean, tmp_path):
 
 def test_two_processes_resume_exactly(lean):
     assert_resumed_exactly(lean.output / LEAN)
+
+
+def test_one_process_does_not_go_on_where_two_stopped(lean, tmp_path):
+    run = trainer(tmp_path, LEAN, num_processes=1)
+    checkpoint = lean.output / LEAN / f"checkpoint-{CHECKPOINT}"
+    with pytest.raises(ValueError, match="2 processes trained it and 1 process would go on.*Launch 2 processes, or"):
+        run.train(resume_from_checkpoint=str(checkpoint))
+    assert not (tmp_path / "safety_trace.jsonl").exists()
 
 
 def test_an_error_in_one_process_ends_the_launch(lean):
@@ -143,6 +157,18 @@ def halves(batch):
 @pytest.mark.parametrize("name", [name for name in ALL if name != LEAN])
 def test_every_defense_resumes_exactly_in_two_processes(every, name):
     assert_resumed_exactly(every.output / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHIN)
+def test_two_processes_resume_exactly_between_two_logs_and_within_an_epoch(every, name):
+    output = every.output / name
+    assert output.is_dir(), every.log
+    assert_ranks_agree(output)
+    assert_resumed_exactly(output, num_steps=6)
+    assert [line["step"] for line in trace(output) if line["event"] == "step"] == [3, 6]
+    state = json.loads((output / f"checkpoint-{CHECKPOINT}" / "trainer_state.json").read_text())
+    assert (state["epoch"], state["log_history"]) == (0.5, [])
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from tvac_plugin.provenance import MANIFEST_FILE, weight_hashes
 STATE_FILE = "safety_defense_state.json"
 TENSORS_FILE = "safety_defense_state.safetensors"
 _WINDOW_FILE = "safety_defense_state.{rank}.json"
-FORMAT = 2
+FORMAT = 3
 LOG = getLogger(__name__)
 
 
@@ -41,7 +41,7 @@ class State(NamedTuple):
     record: dict[str, Any]
 
 
-def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[str, Any], num_processes: int) -> None:
     """Writes the state into the folder of a checkpoint whose weights are there already.
 
     Raises:
@@ -54,15 +54,18 @@ def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[
     if tensors:
         with naming(checkpoint / TENSORS_FILE):
             save_file(tensors, checkpoint / TENSORS_FILE)
-    state = {"defense": values, "record": dict(record), "tensors": sorted(tensors)}
+    state = {
+        "defense": values, "record": dict(record), "num_processes": num_processes, "tensors": sorted(tensors),
+    }  # fmt: skip
     write_json(checkpoint / STATE_FILE, {"format": FORMAT, **state, "weights": weight_hashes(checkpoint)})
 
 
-def load_state(checkpoint: Path) -> State:
+def load_state(checkpoint: Path, *, num_processes: int) -> State:
     """Reads what `save_state` wrote.
 
     Raises:
-        ValueError: The checkpoint is not complete, was written without a defense, or is damaged.
+        ValueError: The checkpoint is not complete, was written without a defense or by another number of processes
+            than `num_processes`, or is damaged.
     """
     _refuse_incomplete(checkpoint)
     path = checkpoint / STATE_FILE
@@ -77,7 +80,7 @@ def load_state(checkpoint: Path) -> State:
             raise _OtherFormatError
         tensors = load_file(checkpoint / TENSORS_FILE) if state["tensors"] else {}
         defense = {**state["defense"], **{name: tensors[name] for name in state["tensors"]}}
-        weights = state["weights"]
+        weights, written_by = state["weights"], int(state["num_processes"])
         state["record"]["run"]["defense"]
     except _OtherFormatError:
         raise ValueError(
@@ -93,6 +96,12 @@ def load_state(checkpoint: Path) -> State:
             f"{checkpoint}: the weights in it are not the ones that were saved with the defense's state. Resume from "
             "an earlier checkpoint."
         )
+    if written_by != num_processes:
+        raise ValueError(
+            f"{checkpoint}: {_processes(written_by)} trained it and {_processes(num_processes)} would go on, which "
+            f"reads the rows in another order and draws other random numbers. Launch {_processes(written_by)}, or "
+            "start anew in another `output_dir:`."
+        )
     return State(defense, state["record"])
 
 
@@ -101,17 +110,15 @@ def save_window(checkpoint: Path, *, rank: int, window: Mapping[str, Any]) -> No
     write_json(checkpoint / _WINDOW_FILE.format(rank=rank), dict(window))
 
 
-def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any] | None:
-    """Reads what `save_window` wrote; `None` if the checkpoint was written by fewer processes.
+def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any]:
+    """Reads what `save_window` wrote.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged or not there.
     """
     path = checkpoint / _WINDOW_FILE.format(rank=rank)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}). Resume from an earlier checkpoint.") from error
 
@@ -148,6 +155,10 @@ def abandon_checkpoint(checkpoint: Path) -> None:
 def _checkpoints(output_dir: Path) -> list[Path]:
     named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in output_dir.glob("*")}
     return sorted((path for path, match in named.items() if match), key=lambda path: int(path.name.split("-")[-1]))
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _refuse_incomplete(checkpoint: Path) -> None:
