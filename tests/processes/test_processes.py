@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from trl import SFTConfig
 
 from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.test_plugin_defenses import attack
 from tests.workspace import adapter, axolotl_train, trace
 from tvac_plugin.defenses.base import Pair
 from tvac_plugin.defenses.rep_noise import RepNoise
-from tvac_plugin.provenance import verify
+from tvac_plugin.provenance import verify, weight_hashes
 from tvac_plugin.trainers.host import TrainerHost
 
 ROOT = Path(__file__).parent.parent.parent
@@ -209,6 +210,11 @@ def launched_by_axolotl(recipe, tmp_path):
     return Path(recipe["output_dir"])
 
 
+def writers(tmp_path):
+    """Which processes wrote which proofs, in order."""
+    return list(dict.fromkeys((tmp_path / "writers.txt").read_text().splitlines()))
+
+
 @pytest.mark.slow
 def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(workspace, tmp_path):
     changes = {"lora_dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.3}
@@ -220,3 +226,16 @@ def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(wo
     assert_same_training(adapter(two), adapter(start), adapter(one))
     assert verify(two, defense="t_vaccine")["defended_steps"] == 4
     assert [line["event"] for line in trace(two)] == [line["event"] for line in trace(one)]
+    assert writers(tmp_path) == ["0 safety_defense.json"]
+
+
+@pytest.mark.slow
+def test_lisa_defends_a_simulated_user_s_fine_tuning_in_two_processes(workspace, tmp_path):
+    output = launched_by_axolotl(attack(workspace, tmp_path / "out", max_steps=6), tmp_path)
+    assert verify(output, defense="lisa")["defended_steps"] == 6
+    states = [(line["step"], line["state"]) for line in trace(output) if line["event"] == "state"]
+    assert states == [(0, "alignment"), (1, "user"), (3, "alignment"), (4, "user")]
+    user = json.loads((output / "simulated_user.json").read_text())
+    assert user["data"]["harmful_datasets"]["rows"] == 3
+    assert user["weights"] == weight_hashes(output)
+    assert writers(tmp_path) == ["0 simulated_user.json", "0 safety_defense.json"]

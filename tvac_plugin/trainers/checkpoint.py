@@ -6,7 +6,6 @@ A checkpoint is written file by file, `trainer_state.json` last, so one without 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
@@ -17,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin.files import naming, write_json
+from tvac_plugin.files import checkpoints, naming, write_json
 from tvac_plugin.provenance import MANIFEST_FILE, weight_hashes
 
 STATE_FILE = "safety_defense_state.json"
@@ -125,7 +123,7 @@ def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any]:
 
 def newest_complete(output_dir: Path) -> Path | None:
     """The checkpoint of the highest step that was written to its end; warns of those it leaves out."""
-    for checkpoint in reversed(_checkpoints(output_dir)):
+    for checkpoint in reversed(checkpoints(output_dir).values()):
         if is_complete(checkpoint):
             return checkpoint
         LOG.warning(f"{checkpoint}: left out, the run that wrote it ended before it was complete")
@@ -152,11 +150,6 @@ def abandon_checkpoint(checkpoint: Path) -> None:
         rmtree(checkpoint, ignore_errors=True)
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in output_dir.glob("*")}
-    return sorted((path for path, match in named.items() if match), key=lambda path: int(path.name.split("-")[-1]))
-
-
 def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
 
@@ -166,7 +159,7 @@ def _refuse_incomplete(checkpoint: Path) -> None:
         return
     if not checkpoint.is_dir():
         raise ValueError(f"{checkpoint}: no such checkpoint. Correct `resume_from_checkpoint:`.")
-    others = [other for other in _checkpoints(checkpoint.parent) if is_complete(other)]
+    others = [other for other in checkpoints(checkpoint.parent).values() if is_complete(other)]
     way_out = f"Resume from {others[-1]}" if others else "Delete it and start anew"
     raise ValueError(
         f"{checkpoint}: not a complete checkpoint, {TRAINER_STATE_NAME} in it is missing or damaged: its run ended "
