@@ -22,6 +22,7 @@ from tests.workspace import adapter, axolotl_train, trace
 from tvac_plugin.defenses.base import Pair
 from tvac_plugin.defenses.rep_noise import RepNoise
 from tvac_plugin.provenance import verify, weight_hashes
+from tvac_plugin.trainers.checkpoint import is_complete
 from tvac_plugin.trainers.host import TrainerHost
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +122,7 @@ def test_an_error_in_one_process_ends_the_launch(lean):
     assert lean.status != 0
     assert "RuntimeError: one process cannot go on" in lean.log
     assert not (lean.output / "fail" / "safety_defense.json").exists()
+    assert not is_complete(lean.output / "fail" / f"checkpoint-{CHECKPOINT}"), "it lacks a part of one process"
 
 
 @pytest.mark.slow
