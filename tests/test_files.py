@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tests.chain.conftest import chain  # noqa: F401 (a fixture)
 from tests.sft_runs import in_child
+from tvac_plugin.cli import tvac
 from tvac_plugin.files import OutputError, checkpoints, refuse_unwritable
 
 NOBODY = 65534
@@ -50,6 +53,19 @@ def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path, monkeypatch):
     refuse_unwritable(tmp_path / "a" / "b")
     refuse_unwritable(Path("relative"))
     assert not list(tmp_path.iterdir())
+
+
+def test_commands_that_cannot_write_say_so_in_one_sentence(chain, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "file").write_text("mine")
+    recipe = chain(output_dir=str(tmp_path / "file" / "out"))
+    commands = (["run", str(recipe)], ["run", str(recipe), "--dry-run"], ["tiny-world", "--output", "file/world"])
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        result = CliRunner().invoke(tvac, command)
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert "Not a directory: " in result.output
+        assert "file" in result.output
+        assert "Mend that" in result.output
 
 
 def test_checkpoints_are_sorted_by_step_and_nothing_else_is_one(tmp_path):

@@ -202,7 +202,7 @@ def test_reporting_again_gives_the_same_pages(tmp_path):
     assert (tmp_path / "report.md").is_file()
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"summary": [{"models": []}]}', "[" * 100_000])
 def test_unreadable_results_are_one_sentence(tmp_path, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
