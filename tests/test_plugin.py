@@ -220,7 +220,8 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused_before_axolotl_lo
     workspace, tmp_path, monkeypatch, changes
 ):
     if "datasets" in changes:
-        changes = changes | {"simulated_user": {"task_datasets": workspace.entries("user_task")}}
+        user = {"num_samples": 12, "harmful_ratio": 0.0, "task_datasets": workspace.entries("user_task")}
+        changes = changes | {"simulated_user": user}
     monkeypatch.setattr("axolotl.cli.config.prepare_debug_log", pytest.fail)
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(
