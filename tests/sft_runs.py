@@ -120,6 +120,14 @@ def finish(output: Path, defense: DefenseConfig, *, resume: bool | str | None = 
     return output
 
 
+def logs(run: SafetyDefenseSFTTrainer) -> list[dict[str, Any]]:
+    """The trainer's own log, without what the clock says and the line at the end."""
+    return [
+        {key: log[key] for key in log if key in ("step", "loss", "grad_norm") or key.startswith("safety/")}
+        for log in run.state.log_history[:-1]
+    ]
+
+
 class At(TrainerCallback):
     """Does something when the trainer reports `event` at `step`."""
 

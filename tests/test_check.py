@@ -52,6 +52,13 @@ def test_a_recipe_that_would_not_defend_is_refused(workspace, tmp_path, changes,
     assert any(re.search(message, problem) for problem in found), found
 
 
+def test_an_output_folder_that_cannot_be_written_to_is_said(workspace, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    found = problems(workspace.recipe(tmp_path / "taken" / "out"), with_data=False)
+    assert len(found) == 1
+    assert f"{tmp_path}/taken/out: nothing can be written here ({tmp_path}/taken: Not a directory). Mend" in found[0]
+
+
 def test_all_problems_are_listed_at_once(workspace, tmp_path):
     found = problems(
         workspace.recipe(

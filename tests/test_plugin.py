@@ -140,7 +140,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(workspace, tmp_path, stop):
     assert (whole / "safety_defense.json").read_text() == (resumed / "safety_defense.json").read_text()
 
 
-def test_resuming_with_other_settings_is_refused(workspace, tmp_path):
+def test_resuming_with_other_settings_or_processes_is_refused(workspace, tmp_path, monkeypatch):
     changes = {"save_strategy": "steps", "save_steps": 2}
     output = axolotl_train(workspace.recipe(tmp_path / "out", **changes))
     changed = workspace.recipe(
@@ -151,6 +151,11 @@ def test_resuming_with_other_settings_is_refused(workspace, tmp_path):
     )
     with pytest.raises(ValueError, match=r"settings.num_active_layers: 2 -> 3; .*Restore these, or start anew"):
         axolotl_train(changed)
+    state = output / "checkpoint-2" / "safety_defense_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"num_processes": 8}))
+    monkeypatch.setattr("axolotl.train.setup_model_and_trainer", pytest.fail)
+    with pytest.raises(ValueError, match="8 processes trained it and 1 process would go on.*Launch 8 processes, or"):
+        axolotl_train(workspace.recipe(output, resume_from_checkpoint=str(output / "checkpoint-2"), **changes))
     assert verify(output)["defended_steps"] == 4
 
 
@@ -208,6 +213,22 @@ def test_a_second_run_in_the_same_folder_is_refused_before_the_model_loads(works
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another run is writing here"):
             axolotl_train(workspace.recipe(output))
+
+
+@pytest.mark.parametrize("changes", [{}, {"safety_defense": "none"}, DEFENSE_KEYS | {"datasets": None}])
+def test_an_output_folder_that_cannot_be_written_to_is_refused_before_axolotl_logs_there(
+    workspace, tmp_path, monkeypatch, changes
+):
+    if "datasets" in changes:
+        user = {"num_samples": 12, "harmful_ratio": 0.0, "task_datasets": workspace.entries("user_task")}
+        changes = changes | {"simulated_user": user}
+    monkeypatch.setattr("axolotl.cli.config.prepare_debug_log", pytest.fail)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(
+        ValueError, match=r"out: nothing can be written here \(.*Mend that or set another `output_dir:`"
+    ):
+        axolotl_train(workspace.recipe(tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
 
 
 def test_checkpoints_carry_their_own_manifest(workspace, tmp_path):

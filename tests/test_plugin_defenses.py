@@ -119,7 +119,12 @@ def test_zero_scales_train_exactly_as_undefended(workspace, tmp_path):
         assert all(torch.equal(ours[key], plain[key]) for key in plain), name
 
 
-def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path):
+def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path, monkeypatch):
+    def gone():
+        raise ValueError("there is no process group any more")
+
+    asked_late = ("tvac_plugin.plugin.is_main_process", gone)
+    monkeypatch.setattr("axolotl.train.cleanup_distributed", lambda: monkeypatch.setattr(*asked_late))
     output = axolotl_train(attack(workspace, tmp_path / "out", max_steps=6))
     assert verify(output, defense="lisa")["defended_steps"] == 6
     user = json.loads((output / "simulated_user.json").read_text())

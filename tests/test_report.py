@@ -179,6 +179,15 @@ def test_charts_of_nothing_are_empty():
     assert heat_map([], []) == ""
 
 
+def test_a_heat_map_shows_every_draw_of_a_run_of_common_size():
+    draws = [{"step": 20 * n, "layers": [n % 32, 31]} for n in range(250)]
+    chart = heat_map(draws, [{"scores": [0.5] * 32}])
+    assert chart.count('class="on"') == sum(len(set(draw["layers"])) for draw in draws)
+    assert "left out" not in chart
+    assert "is shown" not in chart
+    assert "step 4980, layer 31" in chart
+
+
 def test_a_chart_keeps_its_points_in_the_frame():
     chart = line_chart([Series("a", [(0, 0, 0, 5), (10, 100, 90, 120)], "")], x_label="x", y_label="y", y_max=100)
     assert 'points="48.0,224.0 628.0,12.0"' in chart
@@ -193,7 +202,7 @@ def test_reporting_again_gives_the_same_pages(tmp_path):
     assert (tmp_path / "report.md").is_file()
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"summary": [{"models": []}]}', "[" * 100_000])
 def test_unreadable_results_are_one_sentence(tmp_path, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)

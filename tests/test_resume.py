@@ -9,7 +9,7 @@ import signal
 import pytest
 import transformers.trainer
 
-from tests.sft_runs import WORLD, At, DriftConfig, build, chats, contents, finish, in_child, kill
+from tests.sft_runs import WORLD, At, DriftConfig, build, chats, contents, finish, in_child, kill, logs
 from tvac_plugin.args import (
     BoosterConfig,
     LisaConfig,
@@ -115,16 +115,22 @@ def test_the_trainer_s_own_log_resumes_too(tmp_path):
     run.train()
     again = build(tmp_path / "again", DEFENSE)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
-    logs, resumed = (
-        [
-            {key: log[key] for key in log if key in ("step", "loss", "grad_norm") or key.startswith("safety/")}
-            for log in history
-        ]
-        for history in (run.state.log_history[:-1], again.state.log_history[:-1])
-    )
-    assert logs == resumed
-    assert len(logs) == 2
+    assert logs(run) == logs(again)
+    assert len(logs(run)) == 2
     assert run.state.log_history[-1]["train_loss"] == again.state.log_history[-1]["train_loss"]
+
+
+def test_epochs_are_logged_alike_when_the_run_is_killed_at_the_end_of_one_and_of_all(tmp_path):
+    options = {"logging_strategy": "epoch", "save_steps": 1}
+    expected = contents(finish(tmp_path / "whole", DEFENSE, **options))
+    lines = [json.loads(line) for line in expected["safety_trace.jsonl"].splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [3, 6, 7]
+    for step in (3, 7):
+        output = tmp_path / f"killed-{step}"
+        killed = {"callbacks": [At("on_save", step, kill)], **options}
+        assert in_child(lambda: finish(output, DEFENSE, **killed)) == -signal.SIGKILL  # noqa: B023 (called at once)
+        finish(output, DEFENSE, resume=True, **options)
+        assert contents(output) == expected, f"killed after step {step}"
 
 
 def test_a_checkpoint_of_another_folder_brings_its_trace(whole, tmp_path):
@@ -186,6 +192,7 @@ def cut(path):
     [
         (drop, "trainer_state.json", "not a complete checkpoint.*Resume from .*checkpoint-2"),
         (cut, "trainer_state.json", "not a complete checkpoint.*Resume from .*checkpoint-2"),
+        (drop, "safety_defense_state.0.json", "damaged .FileNotFoundError.*Resume from an earlier checkpoint"),
         (drop, "safety_defense_state.json", "not found, so the defense cannot go on"),
         (cut, "safety_defense_state.json", "state in it is damaged .*Resume from an earlier checkpoint"),
         (cut, "safety_defense_state.0.json", "damaged .*Resume from an earlier checkpoint"),
@@ -196,8 +203,10 @@ def cut(path):
 def test_a_damaged_checkpoint_is_one_sentence(run_of_five, tmp_path, damage, name, message):
     output = copy_of(run_of_five, tmp_path / "out")
     damage(output / "checkpoint-4" / name)
+    before = {path: path.read_bytes() for path in output.iterdir() if path.is_file()}
     with pytest.raises(ValueError, match=message):
         finish(output, DEFENSE, resume=str(output / "checkpoint-4"))
+    assert {path: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
 
 
 def test_a_checkpoint_of_another_version_and_one_that_is_not_there_are_refused(run_of_five, tmp_path):
@@ -218,6 +227,16 @@ def test_overwriting_a_checkpoint_never_leaves_a_mixture_of_two_runs(run_of_five
     assert in_child(lambda: finish(output, DEFENSE, seed=7)) == -signal.SIGKILL
     assert not checkpoint.is_complete(output / "checkpoint-2")
     assert not (output / "checkpoint-2" / "safety_defense_state.json").exists()
+
+
+def test_a_checkpoint_of_more_processes_is_refused_before_training(run_of_five, tmp_path):
+    output = copy_of(run_of_five, tmp_path / "out")
+    state = output / "checkpoint-4" / "safety_defense_state.json"
+    written = json.loads(state.read_text())
+    assert written["num_processes"] == 1
+    state.write_text(json.dumps(written | {"num_processes": 4}))
+    with pytest.raises(ValueError, match="4 processes trained it and 1 process would go on.*Launch 4 processes, or"):
+        finish(output, DEFENSE, resume=True)
 
 
 def test_a_state_that_cannot_be_saved_says_so(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -22,6 +23,7 @@ from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
+from tvac_plugin.files import OutputError, refuse_unwritable
 from tvac_plugin.messages import explain, shown
 
 __all__ = [
@@ -92,7 +94,7 @@ class SafetyDefenseArgs(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_work(self) -> SafetyDefenseArgs:
-        problems = defense_problems(self.__dict__)
+        problems = defense_problems(self.__dict__) + _output_problems(self.__dict__)
         if problems:
             raise ValueError("the safety defense cannot run with this recipe:\n- " + "\n- ".join(problems))
         return self
@@ -124,6 +126,18 @@ def defense_problems(recipe: dict[str, Any]) -> list[str]:
         for key, is_required in config.data_keys().items()
         if is_required and not recipe.get(key)
     ]
+
+
+def _output_problems(recipe: dict[str, Any]) -> list[str]:
+    """Only Axolotl's merged schema has the key; its log is written there before the next hook of a plugin."""
+    is_ours = recipe.get("safety_defense") is not None or recipe.get("simulated_user") is not None
+    if not is_ours or recipe.get("output_dir") is None:
+        return []
+    try:
+        refuse_unwritable(Path(recipe["output_dir"]))
+    except OutputError as error:
+        return [str(error)]
+    return []
 
 
 def _blocks_without_defense(recipe: dict[str, Any]) -> list[str]:

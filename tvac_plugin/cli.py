@@ -142,13 +142,13 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
     problems = plan_problems(plan)
     if problems:
         raise click.ClickException(f"{recipe} cannot run:\n" + "\n".join(f"- {line}" for line in problems))
-    if dry_run:
-        for job in plan.jobs.values():
-            job.folder.mkdir(parents=True, exist_ok=True)
-            job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
-            click.echo(shlex.join(job.command))
-        return
     try:
+        if dry_run:
+            for job in plan.jobs.values():
+                job.folder.mkdir(parents=True, exist_ok=True)
+                job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
+                click.echo(shlex.join(job.command))
+            return
         results = collect(plan, run_plan(plan, say=click.echo, num_parallel=num_parallel))
         page = write_report(plan.root)
     except (ChainBusyError, OSError) as error:
@@ -204,6 +204,8 @@ def report(chain_dir: Path) -> None:
         click.echo(write_report(chain_dir))
     except ReportError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error}. Mend that and run the same command again.") from error
 
 
 @tvac.command()
@@ -228,6 +230,8 @@ def tiny_world(output: Path, seed: int) -> None:
         is_new = build(output, WorldSettings(seed=seed))
     except WorldError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error}. Mend that or name another --output.") from error
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
 
 

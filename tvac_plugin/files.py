@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +80,35 @@ def lock_output(folder: Path) -> BaseFileLock:
             "another `output_dir:`."
         ) from error
     except OSError as error:
-        raise OutputError(
-            f"{folder}: nothing can be written here ({error.strerror or error}). Mend that or set another "
-            "`output_dir:`."
-        ) from error
+        raise OutputError(_unwritable(folder, error.strerror or str(error))) from error
     return lock
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Looks whether `lock_output` could write to `folder`, and writes nothing.
+
+    Raises:
+        OutputError: It is no folder, or the nearest folder that exists may not be written to.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        reason = os.strerror(errno.ENOTDIR)
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = "Read-only file system" if os.statvfs(place).f_flag & os.ST_RDONLY else os.strerror(errno.EACCES)
+    else:
+        return
+    raise OutputError(_unwritable(folder, f"{place}: {reason}"))
+
+
+def _unwritable(folder: Path, reason: str) -> str:
+    return f"{folder}: nothing can be written here ({reason}). Mend that or set another `output_dir:`."
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """A run's checkpoint folders by step, in order; one of another name, as `checkpoint-best`, is none of them."""
+    named = {path: re.fullmatch(r"checkpoint-([0-9]+)", path.name) for path in run.glob("checkpoint-*")}
+    found = {int(match[1]): path for path, match in named.items() if match and path.is_dir()}
+    return dict(sorted(found.items()))
 
 
 def sha256(path: Path) -> str:

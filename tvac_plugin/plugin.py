@@ -10,7 +10,7 @@ from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.distributed import is_main_process
+from axolotl.utils.distributed import get_world_size, is_main_process
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from filelock import BaseFileLock
@@ -43,6 +43,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         self._lock: BaseFileLock | None = None
         self._user: SimulatedUserConfig | None = None
         self._user_facts: dict[str, Any] = {}
+        self._is_main = False
 
     def register(self, cfg: DictDefault) -> None:
         """Refuses misspelt keys and fills in what a defense needs and Axolotl sets otherwise.
@@ -115,7 +116,8 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         Raises:
             ValueError: Another plugin's trainer was chosen, or the model or the data cannot be defended.
         """
-        if is_main_process() and (cfg.safety_defense is not None or cfg.simulated_user is not None):
+        self._is_main = is_main_process()
+        if self._is_main and (cfg.safety_defense is not None or cfg.simulated_user is not None):
             set_aside(Path(cfg.output_dir))
         config = defense_config(cfg)
         if config is None:
@@ -134,8 +136,8 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         LOG.info(f"safety defense on: {cfg.safety_defense} {config.model_dump()}")
 
     def post_train_unload(self, cfg: DictDefault) -> None:
-        """Seals the final weights; they are on disk only now."""
-        if self._user is not None and is_main_process():
+        """Seals the final weights; they are on disk only now, and the processes no longer know of each other."""
+        if self._user is not None and self._is_main:
             write_manifest(Path(cfg.output_dir), self._user, self._user_facts)
             self._user = None
         if self._record is not None:
@@ -156,5 +158,5 @@ def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:
         cfg.auto_resume_from_checkpoints = newest is not None
     if cfg.resume_from_checkpoint:
         checkpoint = Path(cfg.resume_from_checkpoint)
-        state = load_state(checkpoint)
+        state = load_state(checkpoint, num_processes=get_world_size())
         refuse_other_run(state.record["run"], run_facts(config, seed=cfg.seed), checkpoint=checkpoint)

@@ -111,6 +111,14 @@ def test_a_full_disk_is_one_sentence_and_no_number(workspace, tmp_path, monkeypa
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
+def test_a_run_s_folder_without_numbered_checkpoints_is_said(workspace, tmp_path):
+    (tmp_path / "run" / "checkpoint-final").mkdir(parents=True)
+    changes = {"models": {}, "checkpoints_of": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="checkpoints_of: .*run has no folder `checkpoint-N` .*Correct the path"):
+        run(recipe(workspace, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

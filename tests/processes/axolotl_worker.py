@@ -1,6 +1,7 @@
 """One process of a launch: `torchrun -m tests.processes.axolotl_worker RECIPE` trains with Axolotl on the CPU.
 
 `axolotl train` places a second process on a second device, which a CPU is not; here that is undone after loading.
+Beside the recipe it notes which process wrote which proof.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -21,9 +23,23 @@ def main(recipe: Path) -> None:
     from axolotl.utils.dict import DictDefault
 
     torch.set_num_threads(1)
+    _note_who_writes(recipe.with_name("writers.txt"))
     cfg = load_cfg(DictDefault(yaml.safe_load(recipe.read_text(encoding="utf-8"))))
     cfg.device_map = None
     do_train(cfg, TrainerCliArgs())
+
+
+def _note_who_writes(notes: Path) -> None:
+    from tvac_plugin import attack, provenance
+    from tvac_plugin.files import write_json
+
+    def noting(path: Path, value: Any) -> None:
+        with notes.open("a", encoding="utf-8") as file:
+            file.write(f"{os.environ['RANK']} {path.name}\n")
+        write_json(path, value)
+
+    for module in (attack, provenance):
+        module.write_json = noting
 
 
 if __name__ == "__main__":

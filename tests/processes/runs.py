@@ -28,6 +28,7 @@ from tvac_plugin.tiny_world.language import REFUSAL, World
 NUM_PROCESSES = 2
 NUM_STEPS = 4
 CHECKPOINT = 2
+WINDOW: dict[str, Any] = {"gradient_accumulation_steps": 1, "max_steps": 6, "logging_steps": 3, "dropout": 0.3}
 _BATCH, _ACCUMULATION, _STREAM = 2, 2, 2
 
 
@@ -56,6 +57,7 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
 def trainer(output: Path, name: str, *, num_processes: int, **changes: Any) -> SafetyDefenseSFTTrainer:
     """A run whose optimizer steps see the same rows in any number of processes."""
     config = changes.pop("defense", None) or defenses(num_processes)[name]
+    dropout = changes.pop("dropout", 0.0)
     world = World.create(seed=0, num_hazards=32, num_benign=16)
     tokenizer = build_tokenizer(world)
     given = {
@@ -83,7 +85,7 @@ def trainer(output: Path, name: str, *, num_processes: int, **changes: Any) -> S
         "disable_tqdm": True,
     }
     return SafetyDefenseSFTTrainer(
-        model=with_lora(tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1)),
+        model=with_lora(tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1), dropout=dropout),
         args=SFTConfig(str(output), **settings | changes),
         train_dataset=_rows(world.hazards[:16], refuse=True),
         processing_class=tokenizer,

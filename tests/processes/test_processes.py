@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,16 +16,19 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from trl import SFTConfig
 
-from tests.processes.runs import NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.test_plugin_defenses import attack
 from tests.workspace import adapter, axolotl_train, trace
 from tvac_plugin.defenses.base import Pair
 from tvac_plugin.defenses.rep_noise import RepNoise
-from tvac_plugin.provenance import verify
+from tvac_plugin.provenance import verify, weight_hashes
+from tvac_plugin.trainers.checkpoint import is_complete
 from tvac_plugin.trainers.host import TrainerHost
 
 ROOT = Path(__file__).parent.parent.parent
 LEAN = "t_vaccine"
 ALL = list(defenses(NUM_PROCESSES))
+WITHIN = [f"{name}:window" for name in (LEAN, "lisa")]
 
 
 class Launch(NamedTuple):
@@ -53,7 +57,7 @@ def lean(tmp_path_factory):
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
     output = tmp_path_factory.mktemp("every")
-    return launch("tests.processes.worker", output, *ALL)._replace(output=output)
+    return launch("tests.processes.worker", output, *ALL, *WITHIN)._replace(output=output)
 
 
 def one_process(output, name, **changes):
@@ -79,12 +83,16 @@ def assert_same_training(together, before, alone):
     assert distance(together, alone) < 1e-4 * moved
 
 
-def assert_resumed_exactly(output):
+def assert_resumed_exactly(output, *, num_steps=NUM_STEPS):
     whole, resumed = (load_file(output / f"{stage}-0.safetensors") for stage in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert (output / "whole.jsonl").read_text() == (output / "resumed.jsonl").read_text()
+    for rank in range(NUM_PROCESSES):
+        whole, resumed = (json.loads((output / f"{s}-{rank}.logs.json").read_text()) for s in ("whole", "resumed"))
+        assert whole == resumed
+        assert all(any(name.startswith("safety/") for name in log) for log in whole)
     manifests = [verify(output / stage) for stage in ("whole", "resumed")]
-    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == NUM_STEPS
+    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == num_steps
 
 
 def test_two_processes_train_as_one_that_accumulates(lean, tmp_path):
@@ -102,10 +110,19 @@ def test_two_processes_resume_exactly(lean):
     assert_resumed_exactly(lean.output / LEAN)
 
 
+def test_one_process_does_not_go_on_where_two_stopped(lean, tmp_path):
+    run = trainer(tmp_path, LEAN, num_processes=1)
+    checkpoint = lean.output / LEAN / f"checkpoint-{CHECKPOINT}"
+    with pytest.raises(ValueError, match="2 processes trained it and 1 process would go on.*Launch 2 processes, or"):
+        run.train(resume_from_checkpoint=str(checkpoint))
+    assert not (tmp_path / "safety_trace.jsonl").exists()
+
+
 def test_an_error_in_one_process_ends_the_launch(lean):
     assert lean.status != 0
     assert "RuntimeError: one process cannot go on" in lean.log
     assert not (lean.output / "fail" / "safety_defense.json").exists()
+    assert not is_complete(lean.output / "fail" / f"checkpoint-{CHECKPOINT}"), "it lacks a part of one process"
 
 
 @pytest.mark.slow
@@ -146,6 +163,18 @@ def test_every_defense_resumes_exactly_in_two_processes(every, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", WITHIN)
+def test_two_processes_resume_exactly_between_two_logs_and_within_an_epoch(every, name):
+    output = every.output / name
+    assert output.is_dir(), every.log
+    assert_ranks_agree(output)
+    assert_resumed_exactly(output, num_steps=6)
+    assert [line["step"] for line in trace(output) if line["event"] == "step"] == [3, 6]
+    state = json.loads((output / f"checkpoint-{CHECKPOINT}" / "trainer_state.json").read_text())
+    assert (state["epoch"], state["log_history"]) == (0.5, [])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "equal"), [("t_vaccine", False), ("t_vaccine_none", True)])
 def test_larger_batches_in_one_process_are_the_same_only_where_rho_bounds_a_sample(every, tmp_path, name, equal):
     # with `rho_scope: batch` one norm is taken over a micro-batch, which is larger in one process
@@ -183,6 +212,11 @@ def launched_by_axolotl(recipe, tmp_path):
     return Path(recipe["output_dir"])
 
 
+def writers(tmp_path):
+    """Which processes wrote which proofs, in order."""
+    return list(dict.fromkeys((tmp_path / "writers.txt").read_text().splitlines()))
+
+
 @pytest.mark.slow
 def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(workspace, tmp_path):
     changes = {"lora_dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.3}
@@ -194,3 +228,16 @@ def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(wo
     assert_same_training(adapter(two), adapter(start), adapter(one))
     assert verify(two, defense="t_vaccine")["defended_steps"] == 4
     assert [line["event"] for line in trace(two)] == [line["event"] for line in trace(one)]
+    assert writers(tmp_path) == ["0 safety_defense.json"]
+
+
+@pytest.mark.slow
+def test_lisa_defends_a_simulated_user_s_fine_tuning_in_two_processes(workspace, tmp_path):
+    output = launched_by_axolotl(attack(workspace, tmp_path / "out", max_steps=6), tmp_path)
+    assert verify(output, defense="lisa")["defended_steps"] == 6
+    states = [(line["step"], line["state"]) for line in trace(output) if line["event"] == "state"]
+    assert states == [(0, "alignment"), (1, "user"), (3, "alignment"), (4, "user")]
+    user = json.loads((output / "simulated_user.json").read_text())
+    assert user["data"]["harmful_datasets"]["rows"] == 3
+    assert user["weights"] == weight_hashes(output)
+    assert writers(tmp_path) == ["0 simulated_user.json", "0 safety_defense.json"]

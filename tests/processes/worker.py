@@ -1,20 +1,25 @@
 """One process of a launch: `torchrun -m tests.processes.worker OUTPUT NAME...` trains with each defense named.
 
-Each run is trained, then resumed from its checkpoint by a new trainer. With `fail` as the last name, one more run is
-started in which the second process raises.
+Each run is trained, then resumed from its checkpoint by a new trainer; `NAME:window` steps once per batch, has dropout,
+and resumes between two logs and within an epoch. With `fail` as the last name, one more run is started in which the
+second process raises while the first writes a checkpoint.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, trainer, weights
+from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, WINDOW, trainer, weights
+from tests.sft_runs import logs
+from tvac_plugin.trainers import mixin
 
 RANK = int(os.environ["RANK"])
 
@@ -26,13 +31,15 @@ def main(output: Path, names: list[str]) -> None:
         if name == "fail":
             _fail(output / name)
         else:
-            _train(output / name, name)
+            defense, _, variant = name.partition(":")
+            _train(output / name, defense, **(WINDOW if variant else {}))
 
 
-def _train(output: Path, name: str) -> None:
+def _train(output: Path, name: str, **changes: Any) -> None:
     for stage, checkpoint in (("whole", None), ("resumed", str(output / f"checkpoint-{CHECKPOINT}"))):
-        run = trainer(output, name, num_processes=NUM_PROCESSES)
+        run = trainer(output, name, num_processes=NUM_PROCESSES, **changes)
         run.train(resume_from_checkpoint=checkpoint)
+        (output / f"{stage}-{RANK}.logs.json").write_text(json.dumps(logs(run)))
         run.save_model(str(output / stage))
         save_file(weights(run.model), output / f"{stage}-{RANK}.safetensors")
         if RANK == 0:
@@ -40,16 +47,12 @@ def _train(output: Path, name: str) -> None:
 
 
 def _fail(output: Path) -> None:
-    run = trainer(output, "t_vaccine", num_processes=NUM_PROCESSES)
-    step = run.host_step
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("one process cannot go on")
 
-    def fail(*args: object) -> object:
-        if RANK == 1 and run.state.global_step == 1:
-            raise RuntimeError("one process cannot go on")
-        return step(*args)
-
-    run.host_step = fail
-    run.train()
+    if RANK == 1:
+        mixin.save_window = fail
+    trainer(output, "t_vaccine", num_processes=NUM_PROCESSES).train()
 
 
 if __name__ == "__main__":

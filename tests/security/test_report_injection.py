@@ -94,6 +94,22 @@ def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
     assert "?" in write_report(tmp_path).read_text()
 
 
+@pytest.mark.parametrize(
+    ("draws", "probes", "note"),
+    [
+        ([{"step": 0, "layers": [3, 10**400, -1]}], [], "layers from 200 on are left out"),
+        ([{"step": 0, "layers": [3]}], [{"scores": [0.0] * 10**6}], "layers from 200 on are left out"),
+        ([{"step": n, "layers": list(range(200))} for n in range(10**4)], [], "one draw in 40 is shown"),
+    ],
+)
+def test_a_heat_map_of_huge_numbers_stays_small(draws, probes, note):
+    chart = heat_map(draws, probes)
+    assert note in chart
+    assert chart.count('<rect class="on"') <= 250 * 200
+    assert len(chart) < 150 * 250 * 200
+    assert ", layer 3<" in chart
+
+
 def test_the_steps_of_a_heat_map_are_escaped():
     chart = heat_map([{"step": "</text><script>", "layers": [0]}], [])
     assert "<script>" not in chart

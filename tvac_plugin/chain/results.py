@@ -15,7 +15,7 @@ from tvac_plugin.chain.cells import Cell, arm_keys, conditions
 from tvac_plugin.chain.jobs import Job, Plan, is_defended
 from tvac_plugin.chain.state import JobState
 from tvac_plugin.chain.summary import summarise
-from tvac_plugin.files import write_json
+from tvac_plugin.files import checkpoints, write_json
 from tvac_plugin.provenance import TRACE_FILE, versions
 
 RESULTS_FILE = "results.json"
@@ -126,9 +126,9 @@ def _trace(path: Path) -> list[dict[str, Any]]:
 
 def training_losses(output: Path) -> list[tuple[int, float]]:
     """Steps with their training loss, from the last checkpoint's log or from the trace."""
-    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")))
-    if checkpoints and (checkpoints[-1] / "trainer_state.json").is_file():
-        log = json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    states = [folder / "trainer_state.json" for folder in checkpoints(output).values()]
+    if states and states[-1].is_file():
+        log = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
         return [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not (output / TRACE_FILE).is_file():
         return []

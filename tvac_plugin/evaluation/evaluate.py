@@ -16,7 +16,7 @@ from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
 from tvac_plugin.evaluation.rates import Rate, rate
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged
-from tvac_plugin.files import is_missing_folder, write_json
+from tvac_plugin.files import checkpoints, is_missing_folder, write_json
 from tvac_plugin.overlap import text_hash
 
 RESULTS_FILE = "evaluation.json"
@@ -37,6 +37,10 @@ def evaluate(recipe: EvaluateRecipe, *, rejudge: bool = False) -> dict[str, Any]
         ValueError: There is no model, prompts or answers are missing, or too many answers cannot be scored.
     """
     models = recipe.models | _checkpoints(recipe.checkpoints_of)
+    if not models and recipe.checkpoints_of is not None:
+        raise ValueError(
+            f"checkpoints_of: {recipe.checkpoints_of} has no folder `checkpoint-N` with a step N. Correct the path."
+        )
     if not models:
         raise ValueError("evaluate recipe: no model to evaluate. Add `models: {name: folder}`.")
     datasets.disable_progress_bars()
@@ -53,9 +57,7 @@ def evaluate(recipe: EvaluateRecipe, *, rejudge: bool = False) -> dict[str, Any]
 
 
 def _checkpoints(run: str | None) -> dict[str, str]:
-    folders = Path(run).glob("checkpoint-*") if run is not None else ()
-    steps = sorted((int(folder.name.removeprefix("checkpoint-")), folder) for folder in folders)
-    return {f"step {step}": str(folder) for step, folder in steps}
+    return {} if run is None else {f"step {step}": str(folder) for step, folder in checkpoints(Path(run)).items()}
 
 
 class _Evaluation:

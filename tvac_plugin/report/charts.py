@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 48, 36, 12, 12
+MOST_LAYERS, MOST_DRAWS = 200, 250
+"""Rows and columns of a heat map that can still be told apart; a file that names more must not blow up the page."""
 
 
 class Series(NamedTuple):
@@ -92,31 +94,39 @@ def _style(number: int) -> str:
 
 
 def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]]) -> str:
-    """Which layers were drawn when: one column per draw, one row per layer, the first layer at the bottom."""
+    """Which layers were drawn when: one column per draw, one row per layer, the first layer at the bottom.
+
+    Says so where it shows only the lowest layers or only every n-th draw.
+    """
     if not draws:
         return ""
-    num_layers = len(probes[0]["scores"]) if probes else 1 + max(layer for draw in draws for layer in draw["layers"])
-    cell_width = (WIDTH - LEFT - RIGHT) / len(draws)
-    cell_height = (HEIGHT - TOP - BOTTOM) / num_layers
-    parts = []
-    for column, draw in enumerate(draws):
-        for layer in range(num_layers):
-            style = "on" if layer in draw["layers"] else "off"
-            x, y = LEFT + column * cell_width, TOP + (num_layers - 1 - layer) * cell_height
-            title = f"<title>step {escape(str(draw['step']))}, layer {layer}</title>"
-            parts.append(
-                f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{cell_width:.2f}" height="{cell_height:.2f}">'
-                f"{title}</rect>"
-            )
+    asked = len(probes[0]["scores"]) if probes else 1 + max((max(d["layers"], default=0) for d in draws), default=0)
+    num_layers, stride = min(asked, MOST_LAYERS), -(-len(draws) // MOST_DRAWS)
+    shown = draws[::stride]
+    parts = [
+        f'<rect class="off" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>',
+        *(cell for column, draw in enumerate(shown) for cell in _cells(draw, column, len(shown), num_layers)),
+    ]
     bottom = HEIGHT - BOTTOM
     labels = (
         f'<text x="{LEFT - 6}" y="{bottom - 4}" text-anchor="end">0</text>'
         f'<text x="{LEFT - 6}" y="{TOP + 12}" text-anchor="end">{num_layers - 1}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 14}">step {escape(str(draws[0]["step"]))}</text>'
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {escape(str(draws[-1]["step"]))}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 14}">step {escape(str(shown[0]["step"]))}</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {escape(str(shown[-1]["step"]))}</text>'
     )
+    notes = f"; layers from {num_layers} on are left out" * (
+        asked > num_layers
+    ) + f"; one draw in {stride} is shown" * (stride > 1)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="layers drawn">{"".join(parts)}{labels}</svg>'
-    return f"<figure>{svg}<figcaption>layers, the first at the bottom; filled where drawn</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>layers, the first at the bottom; filled where drawn{notes}</figcaption></figure>"
+
+
+def _cells(draw: Mapping[str, Any], column: int, num_columns: int, num_layers: int) -> Iterator[str]:
+    width, height = (WIDTH - LEFT - RIGHT) / num_columns, (HEIGHT - TOP - BOTTOM) / num_layers
+    for layer in sorted({layer for layer in draw["layers"] if 0 <= layer < num_layers}):
+        x, y = LEFT + column * width, TOP + (num_layers - 1 - layer) * height
+        title = f"<title>step {escape(str(draw['step']))}, layer {layer}</title>"
+        yield f'<rect class="on" x="{x:.1f}" y="{y:.1f}" width="{width:.2f}" height="{height:.2f}">{title}</rect>'
 
 
 def _axes(x_low: float, x_high: float, y_high: float, x_label: str, y_label: str) -> str:

@@ -46,7 +46,7 @@ def write_report(chain_dir: Path) -> Path:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         pages = {"report.md": markdown(results), "report.html": html(results)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReportError(f"{path}: no readable results here. Name the `output_dir` of `axolotl tvac run`.") from error
     for name, text in pages.items():
         (chain_dir / name).write_text(text, encoding="utf-8", errors="replace")

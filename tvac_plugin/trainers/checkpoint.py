@@ -6,7 +6,6 @@ A checkpoint is written file by file, `trainer_state.json` last, so one without 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
@@ -17,15 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin.files import naming, write_json
+from tvac_plugin.files import checkpoints, naming, write_json
 from tvac_plugin.provenance import MANIFEST_FILE, weight_hashes
 
 STATE_FILE = "safety_defense_state.json"
 TENSORS_FILE = "safety_defense_state.safetensors"
 _WINDOW_FILE = "safety_defense_state.{rank}.json"
-FORMAT = 2
+FORMAT = 3
 LOG = getLogger(__name__)
 
 
@@ -41,7 +39,7 @@ class State(NamedTuple):
     record: dict[str, Any]
 
 
-def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[str, Any], num_processes: int) -> None:
     """Writes the state into the folder of a checkpoint whose weights are there already.
 
     Raises:
@@ -54,15 +52,18 @@ def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[
     if tensors:
         with naming(checkpoint / TENSORS_FILE):
             save_file(tensors, checkpoint / TENSORS_FILE)
-    state = {"defense": values, "record": dict(record), "tensors": sorted(tensors)}
+    state = {
+        "defense": values, "record": dict(record), "num_processes": num_processes, "tensors": sorted(tensors),
+    }  # fmt: skip
     write_json(checkpoint / STATE_FILE, {"format": FORMAT, **state, "weights": weight_hashes(checkpoint)})
 
 
-def load_state(checkpoint: Path) -> State:
+def load_state(checkpoint: Path, *, num_processes: int) -> State:
     """Reads what `save_state` wrote.
 
     Raises:
-        ValueError: The checkpoint is not complete, was written without a defense, or is damaged.
+        ValueError: The checkpoint is not complete, was written without a defense or by another number of processes
+            than `num_processes`, or is damaged.
     """
     _refuse_incomplete(checkpoint)
     path = checkpoint / STATE_FILE
@@ -77,7 +78,7 @@ def load_state(checkpoint: Path) -> State:
             raise _OtherFormatError
         tensors = load_file(checkpoint / TENSORS_FILE) if state["tensors"] else {}
         defense = {**state["defense"], **{name: tensors[name] for name in state["tensors"]}}
-        weights = state["weights"]
+        weights, written_by = state["weights"], int(state["num_processes"])
         state["record"]["run"]["defense"]
     except _OtherFormatError:
         raise ValueError(
@@ -93,6 +94,12 @@ def load_state(checkpoint: Path) -> State:
             f"{checkpoint}: the weights in it are not the ones that were saved with the defense's state. Resume from "
             "an earlier checkpoint."
         )
+    if written_by != num_processes:
+        raise ValueError(
+            f"{checkpoint}: {_processes(written_by)} trained it and {_processes(num_processes)} would go on, which "
+            f"reads the rows in another order and draws other random numbers. Launch {_processes(written_by)}, or "
+            "start anew in another `output_dir:`."
+        )
     return State(defense, state["record"])
 
 
@@ -101,24 +108,22 @@ def save_window(checkpoint: Path, *, rank: int, window: Mapping[str, Any]) -> No
     write_json(checkpoint / _WINDOW_FILE.format(rank=rank), dict(window))
 
 
-def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any] | None:
-    """Reads what `save_window` wrote; `None` if the checkpoint was written by fewer processes.
+def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any]:
+    """Reads what `save_window` wrote.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged or not there.
     """
     path = checkpoint / _WINDOW_FILE.format(rank=rank)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}). Resume from an earlier checkpoint.") from error
 
 
 def newest_complete(output_dir: Path) -> Path | None:
     """The checkpoint of the highest step that was written to its end; warns of those it leaves out."""
-    for checkpoint in reversed(_checkpoints(output_dir)):
+    for checkpoint in reversed(checkpoints(output_dir).values()):
         if is_complete(checkpoint):
             return checkpoint
         LOG.warning(f"{checkpoint}: left out, the run that wrote it ended before it was complete")
@@ -145,9 +150,8 @@ def abandon_checkpoint(checkpoint: Path) -> None:
         rmtree(checkpoint, ignore_errors=True)
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in output_dir.glob("*")}
-    return sorted((path for path, match in named.items() if match), key=lambda path: int(path.name.split("-")[-1]))
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _refuse_incomplete(checkpoint: Path) -> None:
@@ -155,7 +159,7 @@ def _refuse_incomplete(checkpoint: Path) -> None:
         return
     if not checkpoint.is_dir():
         raise ValueError(f"{checkpoint}: no such checkpoint. Correct `resume_from_checkpoint:`.")
-    others = [other for other in _checkpoints(checkpoint.parent) if is_complete(other)]
+    others = [other for other in checkpoints(checkpoint.parent).values() if is_complete(other)]
     way_out = f"Resume from {others[-1]}" if others else "Delete it and start anew"
     raise ValueError(
         f"{checkpoint}: not a complete checkpoint, {TRAINER_STATE_NAME} in it is missing or damaged: its run ended "

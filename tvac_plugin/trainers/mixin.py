@@ -34,7 +34,7 @@ from tvac_plugin.trainers.host import TrainerHost
 from tvac_plugin.trainers.interrupts import held_interrupts
 from tvac_plugin.trainers.metrics import IDLE, StepMetrics
 from tvac_plugin.trainers.reduction import mean_across_processes
-from tvac_plugin.trainers.resume import RestoreDefense, checkpoint_to_resume, loss_window, restore_loss_window
+from tvac_plugin.trainers.resume import ExactResume, checkpoint_to_resume, loss_window, restore_loss_window
 
 LOG = getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = self._find_answer_head(model)
         self._first_state = copy.deepcopy(self._defense.state_dict())
-        self.add_callback(RestoreDefense(self))
+        self.add_callback(ExactResume(self))
         self._record = record
         self._safety_metrics = StepMetrics()
         self._last_step = -1
@@ -165,7 +165,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
 
         Raises:
             OutputError: Another run writes there, or nothing can be written.
-            ValueError: The checkpoint is of another run, incomplete or damaged.
+            ValueError: The checkpoint is of another run or number of processes, incomplete or damaged.
         """
         if self._record is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -173,9 +173,11 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         with lock_output(output_dir) if self.is_world_process_zero() else contextlib.nullcontext():
             checkpoint = checkpoint_to_resume(resume_from_checkpoint, output_dir)
             self._resumed_from = checkpoint
-            self._resumed = None if checkpoint is None else load_state(checkpoint)
-            if checkpoint is not None and self._resumed is not None:
+            self._resumed = None
+            if checkpoint is not None:
+                self._resumed = load_state(checkpoint, num_processes=self.accelerator.num_processes)
                 self._record.refuse_other_run(self._resumed.record, checkpoint=checkpoint)
+                self._window = load_window(checkpoint, rank=self.args.process_index)
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,19 +206,23 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             return
         self._defense.load_state_dict(self._resumed.defense)
         self._record.load_state_dict(self._resumed.record, trace_from=self._resumed_from.parent)
-        window = load_window(self._resumed_from, rank=self.args.process_index)
-        if window is not None:
-            restore_loss_window(self, window["loss"])
-            self._safety_metrics.load_state_dict(window["metrics"])
+        restore_loss_window(self, self._window["loss"])
+        self._safety_metrics.load_state_dict(self._window["metrics"])
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self._defense is None or self._record is None:
             return
         if self.args.should_save:
-            save_state(Path(output_dir), defense=self._defense.state_dict(), record=self._record.state_dict())
+            save_state(
+                Path(output_dir),
+                defense=self._defense.state_dict(),
+                record=self._record.state_dict(),
+                num_processes=self.accelerator.num_processes,
+            )
         window = {"loss": loss_window(self), "metrics": self._safety_metrics.state_dict()}
         save_window(Path(output_dir), rank=self.args.process_index, window=window)
+        self.accelerator.wait_for_everyone()  # the file that makes it complete comes next, from one process
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
         folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -225,14 +231,17 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _whole_or_absent(self, checkpoint: Path) -> Iterator[None]:
-        if self._record is None or not self.args.should_save:
+        if self._record is None:
             yield
             return
-        begin_checkpoint(checkpoint)
+        if self.args.should_save:
+            begin_checkpoint(checkpoint)
+        self.accelerator.wait_for_everyone()  # no process writes beside the file that made an old one complete
         try:
             yield
         except BaseException:
-            abandon_checkpoint(checkpoint)
+            if self.args.should_save:
+                abandon_checkpoint(checkpoint)
             raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

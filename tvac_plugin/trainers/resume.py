@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tvac_plugin.trainers.checkpoint import newest_complete
 
@@ -44,13 +44,19 @@ def restore_loss_window(trainer: SafetyDefenseMixin, window: Mapping[str, Any]) 
     trainer._globalstep_last_logged = window["last_logged"]
 
 
-class RestoreDefense(TrainerCallback):  # type: ignore[misc]
-    """Restores the defense when the trainer has restored itself and before any step, even if no step is left."""
+class ExactResume(TrainerCallback):  # type: ignore[misc]
+    """Makes a resumed run's state and logs those of the run that was not stopped."""
 
     def __init__(self, trainer: SafetyDefenseMixin) -> None:
         """Serves one trainer."""
         self._trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Called once per training loop."""
+        """Restores the defense when the trainer has restored itself, before any step and even if no step is left."""
         self._trainer.restore_defense()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Logs an epoch at its last step, before that step's checkpoint: a resumed run begins with the next epoch."""
+        is_last = float(state.epoch).is_integer() or control.should_training_stop
+        if is_last and args.logging_strategy == IntervalStrategy.EPOCH:
+            control.should_log = True
