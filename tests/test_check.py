@@ -44,7 +44,10 @@ def test_an_undefended_baseline_passes(workspace, tmp_path):
         ({"base_model": "./no/such/model"}, "base_model: .*no/such/model does not exist"),
         ({"stages": [], "base_model": None}, "this is the recipe of a chain. Use `axolotl tvac run` with it"),
         ({"micro_batch_size": "many"}, "micro_batch_size"),
-        ({"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]}, "^datasets: "),
+        (
+            {"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]},
+            r"^datasets\[0\]: .*gone.jsonl does not exist",
+        ),
     ],
 )
 def test_a_recipe_that_would_not_defend_is_refused(workspace, tmp_path, changes, message):
