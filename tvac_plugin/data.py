@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tvac_plugin.attack import compose
+from tvac_plugin.binding import binding_problems
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
@@ -24,6 +25,7 @@ from tvac_plugin.entries import cause_of, entry_problems, file_problems, is_loca
 from tvac_plugin.overlap import num_unlabelled
 
 LOG = get_logger("axolotl.tvac_plugin")
+_AUTO = "AutoModelForCausalLM"
 
 
 def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers: Sequence[str]) -> list[str]:
@@ -46,9 +48,7 @@ def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers
             for number, entry in enumerate(cfg[key] or []):
                 if entry.get("path") and is_local(str(entry["path"])):
                     problems += file_problems(entry, where=f"{key}[{number}]", train_on_inputs=inputs)
-    if isinstance(config, TVaccineConfig):
-        problems += _layer_problems(config, load_model_config(cfg))
-    return problems
+    return problems + _model_problems(cfg, config)
 
 
 def other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
@@ -161,6 +161,16 @@ def _refuse_nothing_to_learn(rows: Dataset, key: str) -> None:
         )
     if without:
         LOG.warning(f"{key}: {without} of {len(rows)} rows have no answer to learn: empty, cut off, or of another role")
+
+
+def _model_problems(cfg: DictDefault, config: DefenseConfig) -> list[str]:
+    model_config = load_model_config(cfg)
+    problems = []
+    if not cfg.processor_type and (cfg.model_type or _AUTO).startswith(_AUTO):
+        problems = binding_problems(config, model_config, trust_remote_code=cfg.trust_remote_code is True)
+    if not problems and isinstance(config, TVaccineConfig):
+        problems = _layer_problems(config, model_config)
+    return problems
 
 
 def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:

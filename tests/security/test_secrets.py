@@ -44,7 +44,8 @@ def test_a_secret_is_known_by_its_name(key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("eos_token", "</s>"), ("pad_token", "<pad>"), ("hf_use_auth_token", True), ("hub_token", None),
-     ("eot_tokens", ["x"]), ("max_new_tokens", 4), ("tokenizer_type", "x"), ("embed_method", "last_token"), ("password", "")],
+     ("eot_tokens", ["x"]), ("max_new_tokens", 4), ("tokenizer_type", "x"), ("embed_method", "last_token"),
+     ("password", "")],
 )  # fmt: skip
 def test_what_only_sounds_like_one_stays(key, value):
     assert without_secrets({"b": {key: value}}) == {"b": {key: value}}
