@@ -160,6 +160,10 @@ def test_tables_and_folders_are_read_as_axolotl_does(tmp_path, monkeypatch):
 
     entry = {"path": str(tmp_path / "folder"), "type": "alpaca"}
     assert "row 2: `output` is null" in file_problems(entry, where="datasets[0]", train_on_inputs=False)[0]
+    datasets.DatasetDict({"test": table.select([0])}).save_to_disk(tmp_path / "splits")
+    entry = {"path": str(tmp_path / "splits"), "type": "alpaca"}
+    assert file_problems(entry, where="test_datasets[0]", train_on_inputs=False) == []
+    assert "no split `train` in it" in file_problems(entry, where="datasets[0]", train_on_inputs=False)[0]
 
 
 def test_only_rows_that_are_used_count(tmp_path):
@@ -318,6 +322,16 @@ def test_accepted_rows_are_trained_as_they_are_written(tokenized, tokenizer):
                 assert ("None" in tokenizer.decode(row["input_ids"])) == ("None" in json.dumps(source))
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [({"instruction": None, "output": "a"}, "alpaca"),
+     (chat(("user", "q"), ("assistant", "a"), system=None), "chat_template")],
+)  # fmt: skip
+def test_what_is_refused_would_be_trained_as_the_word_none(tokenized, tokenizer, tmp_path, row, kind):
+    assert "None" in tokenizer.decode(tokenized([row], type=kind)[0]["input_ids"])
+    assert problems(lines(row), tmp_path, type=kind)
 
 
 def test_rows_with_nothing_to_learn_are_counted(tokenized, tokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from axolotl.utils.data.shared import get_dataset_type, load_dataset_with_config
+from axolotl.utils.data.shared import datasets_with_name_generator, get_dataset_type, load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from datasets import Dataset
@@ -61,7 +61,7 @@ def file_problems(entry: Mapping[str, Any], *, where: str, train_on_inputs: bool
         if is_json and not Extractor.infer_extractor_format(str(path)):
             rows, split = json_rows(path), entry.get("split")
         else:
-            rows, split = _loaded_rows(entry), None
+            rows, split = _loaded_rows(entry, default_split="test" if where.startswith("test_") else "train"), None
         found = list(row_problems(rows, entry, split=split, train_on_inputs=train_on_inputs))
     except Exception as error:  # of any reader that Axolotl picks
         return [f"{where}: {path} cannot be loaded: {cause_of(error)}. Correct the file, `path:` or `split:`."]
@@ -84,10 +84,15 @@ def cause_of(error: BaseException) -> str:
     return said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__} {said}".strip()
 
 
-def _loaded_rows(entry: Mapping[str, Any]) -> Iterator[Row]:
+def _loaded_rows(entry: Mapping[str, Any], *, default_split: str) -> Iterator[Row]:
     """The rows of tables, archives and folders, as Axolotl reads them."""
-    loaded = load_dataset_with_config(DictDefault({**entry}), False)
-    if not isinstance(loaded, Dataset):
-        loaded = loaded[entry.get("split") or "train"]
-    for number, value in enumerate(loaded, start=1):
-        yield Row(f"row {number}", value)
+    whole = DictDefault({key: value for key, value in entry.items() if key != "preprocess_shards"})
+    for part in datasets_with_name_generator([whole]):
+        loaded = load_dataset_with_config(part, False)
+        if not isinstance(loaded, Dataset):
+            split = part.split if part.split in loaded else default_split
+            if split not in loaded:
+                raise ValueError(f"there is no split `{split}` in it, only {', '.join(loaded)}")
+            loaded = loaded[split]
+        for number, value in enumerate(loaded, start=1):
+            yield Row(f"row {number}", value)

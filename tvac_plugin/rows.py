@@ -97,6 +97,7 @@ class _RowCheck:
         self._type = entry.get("type")
         self._fields = _fields(entry, train_on_inputs=train_on_inputs)
         self._messages = _Messages(entry) if self._type == "chat_template" else None
+        self._drops_system = bool(entry.get("drop_system_message"))
         self._without_system: list[tuple[int, str]] = []
         self._has_system = False
 
@@ -108,7 +109,7 @@ class _RowCheck:
 
     def late_problems(self) -> Iterator[Problem]:
         """Rows without the system prompt that others have: the template would be given the word None."""
-        if self._has_system:
+        if self._has_system and not self._drops_system:
             for index, place in self._without_system:
                 yield Problem(index, f"{place}: `system` is null or absent. Give all rows one, or none.")
 
@@ -122,19 +123,11 @@ class _RowCheck:
             return "`type:` of this data set is not given. Name how its rows are read, for example `type: alpaca`."
         if self._messages is not None:
             what = self._messages.what_is_wrong(value)
-            if what is None:
-                self._note_system(index, row)
+            self._has_system |= "system" in value
+            if what is None and value.get("system") is None and not self._messages.start_with_system(value):
+                self._without_system.append((index, row.place))
             return what
         return next(filter(None, (_text_problem(value, name, part) for name, part in self._fields)), None)
-
-    def _note_system(self, index: int, row: Row) -> None:
-        if "system" in row.value:
-            self._has_system = True
-        if row.value.get("system") is None:
-            messages = row.value.get("messages")
-            first = messages[0] if isinstance(messages, list) and messages else None
-            if not (isinstance(first, Mapping) and first.get("role") == "system"):
-                self._without_system.append((index, row.place))
 
 
 class _Messages:
@@ -146,6 +139,12 @@ class _Messages:
         self._role = mapped.get("role") or entry.get("message_field_role") or "role"
         self._content = mapped.get("content") or entry.get("message_field_content") or "content"
         self._flags = {self._role, self._content, entry.get("message_field_training") or "training", "train", "weight"}
+
+    def start_with_system(self, row: Mapping[str, Any]) -> bool:
+        """Whether the first message of a row that is right is the system's."""
+        messages = row[self._field]
+        first = (json.loads(messages) if isinstance(messages, str) else messages)[0]
+        return bool(first[self._role] == "system")
 
     def what_is_wrong(self, row: Mapping[str, Any]) -> str | None:
         messages = row.get(self._field)
