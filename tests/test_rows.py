@@ -17,8 +17,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from tests.strategies import fuzz
+from tests.test_prompt_strategies import ROWS
 from tvac_plugin.json_files import JsonFileError, json_rows
 from tvac_plugin.rows import FIELDS, Row, row_problems
+from tvac_plugin.tiny_world.builder import WorldSettings, _splits
+from tvac_plugin.tiny_world.language import World
 
 REMEDY = r"(Save|Write|Remove|Restore|Flatten|Give|Correct|Name|Use) .+\.$"
 SECRET = "zorvex"  # a word of a row, which no message may repeat
@@ -164,6 +167,15 @@ def test_tables_and_folders_are_read_as_axolotl_does(tmp_path, monkeypatch):
     entry = {"path": str(tmp_path / "splits"), "type": "alpaca"}
     assert file_problems(entry, where="test_datasets[0]", train_on_inputs=False) == []
     assert "no split `train` in it" in file_problems(entry, where="datasets[0]", train_on_inputs=False)[0]
+
+
+def test_the_files_of_the_recipes_are_accepted(tmp_path):
+    settings = WorldSettings()
+    world = World.create(seed=settings.seed, num_hazards=settings.num_hazards, num_benign=settings.num_benign)
+    for _, rows in _splits(world, settings):
+        assert problems(lines(*rows), tmp_path, type="chat_template") == []
+    for kind in ("beavertails_answers", "beavertails_refusals"):
+        assert problems(lines(*ROWS), tmp_path, type=f"tvac_plugin.prompt_strategies.{kind}") == []
 
 
 def test_only_rows_that_are_used_count(tmp_path):
