@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.models import tiny_model
 from tests.workspace import PLUGIN
 from tvac_plugin.check import check_recipe
 from tvac_plugin.cli import tvac
@@ -44,7 +46,10 @@ def test_an_undefended_baseline_passes(workspace, tmp_path):
         ({"base_model": "./no/such/model"}, "base_model: .*no/such/model does not exist"),
         ({"stages": [], "base_model": None}, "this is the recipe of a chain. Use `axolotl tvac run` with it"),
         ({"micro_batch_size": "many"}, "micro_batch_size"),
-        ({"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]}, "^datasets: "),
+        (
+            {"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]},
+            r"^datasets\[0\]: .*gone.jsonl does not exist",
+        ),
     ],
 )
 def test_a_recipe_that_would_not_defend_is_refused(workspace, tmp_path, changes, message):
@@ -57,6 +62,28 @@ def test_an_output_folder_that_cannot_be_written_to_is_said(workspace, tmp_path)
     found = problems(workspace.recipe(tmp_path / "taken" / "out"), with_data=False)
     assert len(found) == 1
     assert f"{tmp_path}/taken/out: nothing can be written here ({tmp_path}/taken: Not a directory). Mend" in found[0]
+
+
+def test_a_model_that_cannot_be_defended_is_named_before_its_weights_load(workspace, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(workspace.root / "base", base, ignore=shutil.ignore_patterns("*.safetensors"))
+    tiny_model("t5").config.save_pretrained(base)
+    found = problems(workspace.recipe(tmp_path / "out", base_model=str(base)))
+    assert found[0].startswith("base_model: T5ForConditionalGeneration cannot be defended: it is an encoder-decoder")
+
+
+def test_a_bad_row_is_named_by_file_and_line(workspace, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": null}]}\n')
+    for key in ("datasets", "harmful_datasets", "test_datasets"):
+        entry = {"path": str(rows), "type": "chat_template"}
+        (problem,) = problems(workspace.recipe(tmp_path / "out", **{key: [entry]}))
+        assert problem.startswith(f"{key}[0]: {rows}, line 1: `content` of message 2 is null. Write its text")
+    user = {"num_samples": 2, "harmful_ratio": 0.5, "harmful_datasets": [entry],
+            "task_datasets": workspace.entries("user_task")}  # fmt: skip
+    attack = {"datasets": None, "harmful_datasets": None, "t_vaccine": None, "safety_defense": "none"}
+    (problem,) = problems(workspace.recipe(tmp_path / "out", simulated_user=user, **attack))
+    assert problem.startswith(f"simulated_user.harmful_datasets[0]: {rows}, line 1: ")
 
 
 def test_all_problems_are_listed_at_once(workspace, tmp_path):

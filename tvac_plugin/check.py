@@ -121,10 +121,8 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
         return CheckResult(attempt.problems)
     with tempfile.TemporaryDirectory() as scratch:
         cfg.dataset_prepared_path = scratch
-        alignment = attempt("datasets", lambda: tokenize(cfg, tokenizer, "datasets"))
-        evaluation = (
-            attempt("test_datasets", lambda: tokenize(cfg, tokenizer, "test_datasets")) if cfg.test_datasets else None
-        )
+        alignment = attempt("", lambda: tokenize(cfg, tokenizer, "datasets"))
+        evaluation = attempt("", lambda: tokenize(cfg, tokenizer, "test_datasets")) if cfg.test_datasets else None
         others = _check_streams(attempt, cfg, config, tokenizer)
         if attempt.problems:
             return CheckResult(attempt.problems)
@@ -160,7 +158,7 @@ def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer
     attempt("", lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=())))
     if attempt.problems:
         return {}
-    rows = attempt("data of the defense", lambda: load_rows(cfg, config, tokenizer)) or {}
+    rows = attempt("", lambda: load_rows(cfg, config, tokenizer)) or {}
     if not attempt.problems:
         attempt("", lambda: Streams(config, rows, dict, pad_id=0, seed=0))
     return dict(rows)
@@ -176,9 +174,8 @@ class _Attempt:
         try:
             return step()
         except Exception as error:
-            prefix = f"{key}: cannot be loaded: " if key else ""
-            remedy = " Correct `path:`, `type:` or the rows." if "data" in key else ""
-            self.problems.append(f"{prefix}{explain(error)[0].rstrip('.')}.{remedy}" if key else explain(error)[0])
+            said = explain(error)[0]
+            self.problems.append(f"{key}: cannot be loaded: {said.rstrip('.')}." if key else said)
             return None
 
 

@@ -145,8 +145,7 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
     try:
         if dry_run:
             for job in plan.jobs.values():
-                job.folder.mkdir(parents=True, exist_ok=True)
-                job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
+                job.write_recipe()
                 click.echo(shlex.join(job.command))
             return
         results = collect(plan, run_plan(plan, say=click.echo, num_parallel=num_parallel))

@@ -11,35 +11,21 @@ from axolotl.loaders.utils import load_model_config
 from axolotl.utils.config import normalize_cfg_datasets
 from axolotl.utils.data import prepare_datasets
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.schemas.datasets import SFTDataset
+from axolotl.utils.logging import get_logger
 from axolotl.utils.trainer import calculate_total_num_steps, process_datasets_for_packing
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tvac_plugin.attack import compose
-from tvac_plugin.configs.base import DefenseConfig, did_you_mean
+from tvac_plugin.binding import binding_problems
+from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
-from tvac_plugin.files import DATA_SUFFIXES
-from tvac_plugin.names import local_path
+from tvac_plugin.entries import cause_of, entry_problems, file_problems, is_local
+from tvac_plugin.overlap import num_unlabelled
 
-
-def entry_problems(entries: Sequence[Mapping[str, Any]] | None, *, key: str) -> list[str]:
-    """Lists what is wrong with data set entries under `key`: unknown keys, missing or empty files."""
-    problems = []
-    for number, entry in enumerate(entries or []):
-        where = f"{key}[{number}]"
-        problems += [
-            f"{where}: unknown key `{name}`.{did_you_mean(str(name), SFTDataset.model_fields)}"
-            for name in entry
-            if name not in SFTDataset.model_fields
-        ]
-        path = entry.get("path")
-        if not path:
-            problems.append(f"{where}: `path:` is missing. Name a file, a folder or a data set on the hub.")
-        elif _is_local(str(path)):
-            problems += _file_problems(where, str(path))
-    return problems
+LOG = get_logger("axolotl.tvac_plugin")
+_AUTO = "AutoModelForCausalLM"
 
 
 def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers: Sequence[str]) -> list[str]:
@@ -54,11 +40,15 @@ def training_problems(cfg: DictDefault, config: DefenseConfig, *, other_trainers
         f"plugins: {name} brings its own trainer, and there can be only one. Remove it from `plugins:`."
         for name in other_trainers
     ]
+    inputs = bool(cfg.train_on_inputs)
     for key in config.data_keys():
-        problems += entry_problems(cfg[key], key=key)
-    if isinstance(config, TVaccineConfig):
-        problems += _layer_problems(config, load_model_config(cfg))
-    return problems
+        problems += entry_problems(cfg[key], key=key, train_on_inputs=inputs)
+    if not cfg.simulated_user:
+        for key in ("datasets", "test_datasets"):
+            for number, entry in enumerate(cfg[key] or []):
+                if entry.get("path") and is_local(str(entry["path"])):
+                    problems += file_problems(entry, where=f"{key}[{number}]", train_on_inputs=inputs)
+    return problems + _model_problems(cfg, config)
 
 
 def other_trainers(plugin: BasePlugin, cfg: DictDefault) -> list[str]:
@@ -78,16 +68,23 @@ def load_user_data(
     Raises:
         ValueError: A file is missing, a pool is too small, or prompts are shared with protected data.
     """
-    entries = [*(config.task_datasets or []), *(config.harmful_datasets or []), *(config.disjoint_from or [])]
-    problems = entry_problems(entries, key="simulated_user")
+    problems = [
+        problem
+        for key in ("task_datasets", "harmful_datasets", "disjoint_from")
+        for problem in entry_problems(
+            getattr(config, key), key=f"simulated_user.{key}", train_on_inputs=bool(cfg.train_on_inputs)
+        )
+    ]
     if problems:
         raise ValueError(" ".join(problems))
 
-    def rows(entries: list[dict[str, Any]] | None) -> Dataset | None:
-        return tokenize(DictDefault({**cfg, "entries": entries}), tokenizer, "entries") if entries else None
+    def rows(key: str, entries: list[dict[str, Any]] | None) -> Dataset | None:
+        key = f"simulated_user.{key}"
+        return tokenize(DictDefault({**cfg, key: entries}), tokenizer, key) if entries else None
 
-    protected = {str(entry["path"]): rows([entry]) for entry in config.disjoint_from or []}
-    user = compose(config, task=rows(config.task_datasets), harmful=rows(config.harmful_datasets), protected=protected)
+    protected = {str(entry["path"]): rows("disjoint_from", [entry]) for entry in config.disjoint_from or []}
+    task, harmful = (rows(key, getattr(config, key)) for key in ("task_datasets", "harmful_datasets"))
+    user = compose(config, task=task, harmful=harmful, protected=protected)
     evaluation = tokenize(cfg, tokenizer, "test_datasets") if cfg.test_datasets else None
     train = user.rows
     if cfg.sample_packing:
@@ -114,15 +111,17 @@ def load_rows(cfg: DictDefault, config: DefenseConfig, tokenizer: PreTrainedToke
     """
     rows = {key: tokenize(cfg, tokenizer, key) for key in config.data_keys() if cfg[key]}
     for key, loaded in rows.items():
-        if len(loaded) == 0:
-            raise ValueError(f"{key}: no example was left after loading. Give at least one.")
         limit = config.row_limit(key)
         rows[key] = loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
     return rows
 
 
 def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> Dataset:
-    """Tokenizes the entries under `key` of a recipe with Axolotl's prompt strategies, unpacked and unshuffled."""
+    """Tokenizes the entries under `key` of a recipe with Axolotl's prompt strategies, unpacked and unshuffled.
+
+    Raises:
+        ValueError: The rows cannot be read or tokenized, or none is left with something to learn; names `key`.
+    """
     alone = DictDefault(
         {
             **cfg,
@@ -140,8 +139,38 @@ def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> 
         }
     )
     normalize_cfg_datasets(alone)
-    rows, *_ = prepare_datasets(alone, tokenizer)
+    try:
+        rows, *_ = prepare_datasets(alone, tokenizer)
+    except Exception as error:  # of any strategy that the recipe names
+        raise ValueError(
+            f"{key}: cannot be loaded: {cause_of(error)}. Correct `path:`, `type:` or the rows of "
+            f"{', '.join(str(entry['path']) for entry in alone.datasets)}."
+        ) from error
+    _refuse_nothing_to_learn(rows, key)
     return rows
+
+
+def _refuse_nothing_to_learn(rows: Dataset, key: str) -> None:
+    if len(rows) == 0:
+        raise ValueError(f"{key}: no example was left after loading. Give at least one, or raise `sequence_len:`.")
+    without = num_unlabelled(rows.select_columns("labels")) if "labels" in rows.column_names else 0
+    if without == len(rows):
+        raise ValueError(
+            f"{key}: none of {len(rows)} rows has an answer to learn. Look for empty answers, roles other than "
+            "assistant, and prompts as long as `sequence_len:`, and correct them."
+        )
+    if without:
+        LOG.warning(f"{key}: {without} of {len(rows)} rows have no answer to learn: empty, cut off, or of another role")
+
+
+def _model_problems(cfg: DictDefault, config: DefenseConfig) -> list[str]:
+    model_config = load_model_config(cfg)
+    problems = []
+    if not cfg.processor_type and (cfg.model_type or _AUTO).startswith(_AUTO):
+        problems = binding_problems(config, model_config, trust_remote_code=cfg.trust_remote_code is True)
+    if not problems and isinstance(config, TVaccineConfig):
+        problems = _layer_problems(config, model_config)
+    return problems
 
 
 def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:
@@ -153,17 +182,3 @@ def _layer_problems(config: TVaccineConfig, model_config: Any) -> list[str]:
         f"t_vaccine.num_active_layers: {config.num_active_layers} is more than the model's {num_layers} layers. "
         f"Set it to {num_layers} or less."
     ]
-
-
-def _is_local(path: str) -> bool:
-    found = local_path(path)
-    return found is None or path.startswith((".", "/", "~")) or found.suffix in DATA_SUFFIXES or found.exists()
-
-
-def _file_problems(where: str, text: str) -> list[str]:
-    path = local_path(text)
-    if path is None or not path.exists():
-        return [f"{where}: {text} does not exist. Correct `path:`, it is relative to where you start axolotl."]
-    if path.is_file() and not path.read_bytes().strip():
-        return [f"{where}: {path} is empty. Give at least one example."]
-    return []

@@ -9,6 +9,7 @@ from typing import Any
 
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import defense_name
+from tvac_plugin.secrecy import without_secrets
 
 FORMAT = 1
 _PACKAGES = ("tvac-plugin", "torch", "transformers", "trl", "peft", "accelerate", "axolotl")
@@ -19,7 +20,7 @@ def run_facts(config: DefenseConfig, *, seed: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "defense": defense_name(config),
-        "settings": config.model_dump(mode="json"),
+        "settings": without_secrets(config.model_dump(mode="json")),
         "seed": seed,
     }
 

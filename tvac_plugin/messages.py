@@ -7,6 +7,8 @@ import reprlib
 
 from pydantic import ValidationError
 
+from tvac_plugin.secrecy import LEFT_OUT, is_secret
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
@@ -22,7 +24,8 @@ def explain(error: Exception, *, block: str | None = None) -> list[str]:
         if detail["type"] in ("float_type", "int_type") and _is_number(detail["input"]):
             message = f"YAML reads {shown(detail['input'])} as text; write it without quotes, and 1e-4 as 1.0e-4"
         if detail["type"] != "value_error":
-            sentences.append(f"{where}: {message} (got {shown(detail['input'])}).")
+            got = LEFT_OUT if is_secret(where) else f"(got {shown(detail['input'])})"
+            sentences.append(f"{where}: {message} {got}.")
         elif detail["loc"] and str(detail["loc"][0]) not in message:
             sentences.append(f"{detail['loc'][0]}: {message}")
         else:

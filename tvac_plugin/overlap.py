@@ -20,6 +20,11 @@ def row_keys(rows: Rows) -> list[str]:
     return [_key(row["input_ids"]) for row in rows]
 
 
+def num_unlabelled(rows: Rows) -> int:
+    """How many rows have no token with a label, so that nothing is learned from them."""
+    return sum("labels" in row and max(row["labels"], default=-100) == -100 for row in rows)
+
+
 def data_facts(training: Rows, others: Mapping[str, Rows]) -> dict[str, Any]:
     """What the manifest says of the data: rows, a hash of all of them whatever their order, and what they share.
 
@@ -30,8 +35,7 @@ def data_facts(training: Rows, others: Mapping[str, Rows]) -> dict[str, Any]:
     Raises:
         ValueError: A harmful row, answer and all, is among rows that the model is trained on.
     """
-    facts: dict[str, Any] = {"datasets": _summary(row_keys(training))}
-    facts |= {key: _summary(row_keys(rows)) for key, rows in others.items()}
+    facts: dict[str, Any] = {key: _summary(rows) for key, rows in {"datasets": training, **others}.items()}
     if "harmful_datasets" not in others:
         return facts
     harmful = set(row_keys(others["harmful_datasets"]))
@@ -56,8 +60,9 @@ def text_hash(texts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _summary(keys: list[str]) -> dict[str, Any]:
-    return {"rows": len(keys), "sha256": _combined(keys)}
+def _summary(rows: Rows) -> dict[str, Any]:
+    keys = row_keys(rows)
+    return {"rows": len(keys), "unlabelled": num_unlabelled(rows), "sha256": _combined(keys)}
 
 
 def _combined(keys: list[str]) -> str:

@@ -150,6 +150,35 @@ def test_a_judge_that_says_nothing_is_a_failure(workspace, tmp_path):
         run(settings)
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"prompt": "a"}, {"prompt": None}], {}, "line 2: `prompt` is null, not a text or a list of messages"),
+        ([{"prompt": 5}], {}, "line 1: `prompt` is a number"),
+        ([{"prompt": []}], {}, "line 1: `prompt` is an empty list"),
+        ([{"prompt": [{"content": None}]}], {}, "line 1: `prompt` is a list.*Correct the row"),
+        (["a"], {}, "line 1 is a text. Write one JSON object per row"),
+        ([{"prompt": "a"}], {"need_reference": True}, "line 1 has no answer to compare with. Add"),
+        (b'{"prompt": "a"}\n{"prompt": "b', {}, "line 2 is cut off. Restore or remove it"),
+        ('{"prompt": "a"}'.encode("utf-16"), {}, "line 1 is UTF-16. Save the file as UTF-8"),
+        ([{"prompt": "a"}], {"split": "test"}, "has no such split.*Use `split: train`"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused_by_line(tmp_path, rows, options, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rows if isinstance(rows, bytes) else "".join(json.dumps(r) + "\n" for r in rows).encode())
+    source = PromptSource(path=str(path), field="prompt", split=options.get("split", "train"))
+    with pytest.raises(ValueError, match=rf"harmful_score.prompts: {path},? {message}"):
+        load_prompts(source, key="harmful_score.prompts", need_reference="need_reference" in options)
+
+
+def test_a_part_of_a_prompt_file_is_taken_by_split(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in "abcd"))
+    source = PromptSource(path=str(path), field="prompt", split="train[1:3]")
+    assert [prompt.text for prompt in load_prompts(source)] == ["b", "c"]
+
+
 def test_prompts_are_filtered_unique_and_limited(tmp_path):
     rows = [
         {"prompt": p, "is_safe": s} for p, s in (("a", False), ("b", True), ("a", False), ("c", False), ("d", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tvac_plugin.chain.cells import Cell, cells
 from tvac_plugin.chain.recipe import BASE, Chain, LoxConfig, Stage, applies, with_matrix_value
 from tvac_plugin.names import folder_name
 from tvac_plugin.recipe import RecipeError
+from tvac_plugin.secrecy import has_secrets, without_secrets
 
 Kind = Literal["train", "lox", "merge", "evaluate"]
 PREPARED_FOLDER = "prepared"
@@ -54,9 +56,16 @@ class Job:
         """The resolved recipe on disk; it can be run by hand."""
         return self.folder / "recipe.yml"
 
-    def recipe_text(self) -> str:
-        """The resolved recipe as YAML."""
-        return yaml.safe_dump(self.recipe, sort_keys=False)
+    def write_recipe(self) -> None:
+        """Writes the resolved recipe; with a secret in it, the folder and its logs are for their owner only."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe_file.unlink(missing_ok=True)
+        is_private = has_secrets(self.recipe)
+        if is_private:
+            self.folder.chmod(0o700)
+        file = os.open(self.recipe_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if is_private else 0o666)
+        with os.fdopen(file, "w", encoding="utf-8") as stream:
+            yaml.safe_dump(self.recipe, stream, sort_keys=False)
 
 
 class Plan:
@@ -151,7 +160,7 @@ class Plan:
             return (source.id,), str(source.output)
         job_id = f"{source.id}.merged"
         folder = self.root / "jobs" / job_id
-        recipe = training | {"output_dir": str(folder / "out")}
+        recipe = without_secrets(training) | {"output_dir": str(folder / "out")}
         merge = self._add(Job(
             job_id, "merge", source.stage, None, (source.id,), folder, recipe,
             ("axolotl", "merge-lora", str(folder / "recipe.yml"), f"--lora-model-dir={source.output}"),

@@ -13,6 +13,7 @@ from tvac_plugin.args import Block, did_you_mean
 from tvac_plugin.documents import DocumentError, parse_document
 from tvac_plugin.names import Folder
 from tvac_plugin.recipe import RecipeError, read_recipe
+from tvac_plugin.secrecy import is_secret
 
 BASE = "base"
 """The name under which an evaluation asks for the model that the first stage starts from."""
@@ -120,6 +121,10 @@ class ChainRecipe(Block):
 
     @model_validator(mode="after")
     def _refuse_unclear_variations(self) -> ChainRecipe:
+        for where, keys in (("matrix", self.matrix), ("arms", [key for arm in self.arms or [] for key in arm])):
+            secret = next((key for key in keys if is_secret(key)), None)
+            if secret is not None:
+                raise ValueError(f"{where}: `{secret}` is a secret, and folders are called after it. Remove it.")
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix: `{key}:` has no values. Give at least one or remove it.")

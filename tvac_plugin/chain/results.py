@@ -17,6 +17,7 @@ from tvac_plugin.chain.state import JobState
 from tvac_plugin.chain.summary import summarise
 from tvac_plugin.files import checkpoints, write_json
 from tvac_plugin.provenance import TRACE_FILE, versions
+from tvac_plugin.secrecy import without_secrets
 
 RESULTS_FILE = "results.json"
 FORMAT = 1
@@ -104,7 +105,7 @@ def _samples(job: Job, *, count: int = 5) -> dict[str, list[dict[str, Any]]]:
 def _job(job: Job, state: JobState) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": job.kind, "stage": job.stage, "status": state.status, "error": state.error,
-        "recipe": job.recipe, "command": list(job.command), "outputs": state.outputs,
+        "recipe": without_secrets(job.recipe), "command": list(job.command), "outputs": state.outputs,
         "seconds": state.seconds, "peak_memory_mb": state.peak_memory_mb,
     }  # fmt: skip
     for name in ("safety_defense.json", "simulated_user.json"):

@@ -132,8 +132,7 @@ def _clear(job: Job) -> None:
     for name in (job.output.name, f"{job.output.name}.partial", PREPARED_FOLDER):
         rmtree(job.folder / name, ignore_errors=True)
     (job.folder / STATE_FILE).unlink(missing_ok=True)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    job.recipe_file.write_text(job.recipe_text(), encoding="utf-8")
+    job.write_recipe()
 
 
 def _problem(job: Job, code: int) -> str | None:

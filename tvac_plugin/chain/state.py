@@ -14,6 +14,7 @@ from tvac_plugin.defenses.custom import source_file
 from tvac_plugin.files import sha256, write_json
 from tvac_plugin.names import local_path
 from tvac_plugin.provenance import versions
+from tvac_plugin.secrecy import without_secrets
 
 STATE_FILE = "stage.json"
 _RESULTS = ("*.safetensors", "safety_defense.json", "simulated_user.json", "evaluation.json")
@@ -42,9 +43,12 @@ class JobState(NamedTuple):
 
 
 def fingerprint(job: Job, parents: list[JobState]) -> str:
-    """Hash of a job's recipe, of its parents' outputs, of the local files it names and of the installed versions."""
+    """Hash of all that a job depends on.
+
+    That is its recipe without secrets, its parents' outputs, the local files it names and the installed versions.
+    """
     inputs = {
-        "recipe": job.recipe,
+        "recipe": without_secrets(job.recipe),
         "command": job.command,
         "parents": [parent.outputs for parent in parents],
         "files": {path: _file_hash(Path(path)) for path in sorted(set(_local_files(job)))},

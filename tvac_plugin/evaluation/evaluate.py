@@ -69,7 +69,9 @@ class _Evaluation:
         self._rejudge = rejudge
         self._judges: dict[str, Judge] = {}
         self._prompts: dict[str, list[Prompt]] = {
-            name: load_prompts(source.prompts) for name, source in self._sources() if source.prompts is not None
+            name: load_prompts(source.prompts, key=_key(name, source), need_reference=isinstance(source, Accuracy))
+            for name, source in self._sources()
+            if source.prompts is not None
         }
 
     def _sources(self) -> list[tuple[str, Judged | Accuracy]]:
@@ -173,6 +175,10 @@ class _Evaluation:
             for e, v in zip(exchanges, verdicts, strict=True)
         ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _key(name: str, source: Judged | Accuracy) -> str:
+    return f"accuracy.{name}.prompts" if isinstance(source, Accuracy) else f"{name}.prompts"
 
 
 def _shown(result: Rate) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class HarmfulAnswers(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
         """
         if prompt.get("is_safe"):
             raise ValueError("a row of the harmful data is marked is_safe: true. Leave safe rows out.")
-        return str(prompt["prompt"]), "", str(prompt["response"])
+        return text_of(prompt, "prompt"), "", text_of(prompt, "response")
 
 
 class Refusals(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
@@ -36,10 +36,22 @@ class Refusals(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
         Raises:
             ValueError: The refusal does not have the form "Question: ... Answer: ...".
         """
-        _, found, refusal = str(prompt["refusal"]).partition(_ANSWER)
+        _, found, refusal = text_of(prompt, "refusal").partition(_ANSWER)
         if not found:
             raise ValueError("a `refusal` has no 'Answer:' line. Use the corpus with refusals that the recipe names.")
-        return str(prompt["prompt"]), "", refusal.strip()
+        return text_of(prompt, "prompt"), "", refusal.strip()
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """The text of a field.
+
+    Raises:
+        ValueError: It is null or something else, which would be trained as the word that Python has for it.
+    """
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise ValueError(f"a row's `{field}` is not a text. Write its text, or leave the row out.")
+    return value
 
 
 def build(

@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedTokenizerBase
 
 from tvac_plugin.evaluation.tasks.scoring import SST2_LABELS
-from tvac_plugin.prompt_strategies.beavertails import build
+from tvac_plugin.prompt_strategies.beavertails import build, text_of
 
 INSTRUCTION = "Analyze the sentiment of the input, and respond only positive or negative."
 
@@ -26,7 +26,7 @@ class SentimentAnswers(InstructionPromptTokenizingStrategy):  # type: ignore[mis
         """
         if prompt["label"] not in (0, 1):
             raise ValueError("a row of SST-2 has no label. Use split train or validation.")
-        return INSTRUCTION, str(prompt["sentence"]), SST2_LABELS[prompt["label"]]
+        return INSTRUCTION, text_of(prompt, "sentence"), SST2_LABELS[prompt["label"]]
 
 
 def load(tokenizer: PreTrainedTokenizerBase, cfg: DictDefault) -> SentimentAnswers:

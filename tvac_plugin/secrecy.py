@@ -1,0 +1,43 @@
+"""Passwords and keys in recipes, which no result may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LEFT_OUT = "(left out, it is a secret)"
+_SECRET = re.compile(
+    r"(?:^|[._-])(?:api_?key|access_?key|secret_?key|private_?key|auth_?key|token|secret|password|passwd|passphrase"
+    r"|credentials?)$"
+)
+_WORDS_OF_A_TOKENIZER = re.compile(
+    r"(?:^|[._-])(?:bos|eos|pad|unk|sep|cls|mask|eot|eom|image|audio|video|boi|eoi|special|last|next)_token$"
+)
+
+
+def is_secret(key: object) -> bool:
+    """Whether a key's value is a password by the key's name, as `hub_token`; `eos_token` is not."""
+    name = str(key).lower()
+    return _SECRET.search(name) is not None and _WORDS_OF_A_TOKENIZER.search(name) is None
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a recipe, or of anything in it, with a remark in place of each secret."""
+    if isinstance(value, Mapping):
+        return {key: LEFT_OUT if _holds(key, inner) else without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value
+
+
+def has_secrets(value: Any) -> bool:
+    """Whether a recipe holds a secret anywhere."""
+    if isinstance(value, Mapping):
+        return any(_holds(key, inner) or has_secrets(inner) for key, inner in value.items())
+    return isinstance(value, list | tuple) and any(map(has_secrets, value))
+
+
+def _holds(key: object, value: Any) -> bool:
+    """Switches such as `hf_use_auth_token: true` are no secrets, and neither is a key without a value."""
+    return is_secret(key) and value not in (None, "") and not isinstance(value, bool)
