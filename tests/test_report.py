@@ -118,6 +118,14 @@ def test_differences_over_seeds_are_paired():
     assert "<h2>Every run</h2>" in html(results_of(*cells))
 
 
+def test_no_interval_of_a_difference_goes_beyond_a_hundred_points():
+    cells = [cell_of(NONE | {"seed": seed}, none) for seed, none in ((1, 70.0), (2, 99.0), (3, 85.0))]
+    cells += [cell_of(VACCINE | {"seed": seed}, 0.0) for seed in (1, 2, 3)]
+    found = results_of(*cells)["summary"][1]["against_none"]["attack"]["harmful_score"]
+    assert found["low"] == -100.0
+    assert found["high"] < -40.0
+
+
 def test_only_seeds_that_both_sides_have_are_compared():
     cells = [*seeded(NONE, [90.0, 60.0]), *seeded(VACCINE, [70.0, 38.0])]
     cells[0] |= {"status": "failed", "models": {}}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
-import yaml
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import load_tokenizer
@@ -30,7 +26,7 @@ from tvac_plugin.identity import refuse_other_run, run_facts
 from tvac_plugin.overlap import data_facts
 from tvac_plugin.provenance import RunRecord, set_aside
 from tvac_plugin.recipe import near_misses
-from tvac_plugin.secrecy import has_secrets, without_secrets
+from tvac_plugin.secrecy import hide_secrets
 
 LOG = get_logger("axolotl.tvac_plugin")
 DEFAULT_SEED = 42
@@ -59,7 +55,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         problems = near_misses(cfg)
         if problems:
             raise ValueError(" ".join(problems))
-        _hide_secrets(cfg)
+        hide_secrets(cfg)
         user = cfg.get("simulated_user")
         if user:
             if cfg.get("datasets"):
@@ -152,20 +148,6 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def _hide_secrets(cfg: DictDefault) -> None:
-    """Keeps Axolotl from printing a key in its log, and from publishing the whole recipe in the model's README."""
-    if cfg.get("comet_api_key"):
-        os.environ["COMET_API_KEY"] = str(cfg.pop("comet_api_key"))
-    path = cfg.get("axolotl_config_path")
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
-    if not has_secrets(recipe):
-        return
-    with NamedTemporaryFile("w", encoding="utf-8", suffix=".yml", prefix="recipe_", delete=False) as copy:
-        yaml.safe_dump(without_secrets(recipe), copy, sort_keys=False)
-    atexit.register(Path(copy.name).unlink, missing_ok=True)
-    cfg.axolotl_config_path = copy.name
 
 
 def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:

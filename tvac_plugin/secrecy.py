@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
+
+import yaml
 
 LEFT_OUT = "(left out, it is a secret)"
 _SECRET = re.compile(
@@ -36,6 +42,20 @@ def has_secrets(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_holds(key, inner) or has_secrets(inner) for key, inner in value.items())
     return isinstance(value, list | tuple) and any(map(has_secrets, value))
+
+
+def hide_secrets(cfg: Any) -> None:
+    """Keeps Axolotl from printing a key in its log, and from publishing the whole recipe in the model's README."""
+    if cfg.get("comet_api_key"):
+        os.environ["COMET_API_KEY"] = str(cfg.pop("comet_api_key"))
+    path = cfg.get("axolotl_config_path")
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    if not has_secrets(recipe):
+        return
+    with NamedTemporaryFile("w", encoding="utf-8", suffix=".yml", prefix="recipe_", delete=False) as copy:
+        yaml.safe_dump(without_secrets(recipe), copy, sort_keys=False)
+    atexit.register(Path(copy.name).unlink, missing_ok=True)
+    cfg.axolotl_config_path = copy.name
 
 
 def _holds(key: object, value: Any) -> bool:

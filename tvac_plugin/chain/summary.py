@@ -133,5 +133,8 @@ def _pooled(changes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     pooled: dict[str, Any] = dict(changes[0])
     if len(changes) > 1:
         spread = _spread([change["points"] for change in changes], [(c["low"], c["high"]) for c in changes])
-        pooled = {"points": spread.pop("mean"), **spread, "num_seeds": len(changes)}
+        pooled = {
+            "points": spread.pop("mean"), **spread, "num_seeds": len(changes),
+            "low": max(-100.0, spread["low"]), "high": min(100.0, spread["high"]),
+        }  # fmt: skip
     return pooled | {"within_noise": pooled["low"] <= 0 <= pooled["high"]}
