@@ -119,11 +119,10 @@ def test_differences_over_seeds_are_paired():
 
 
 def test_no_interval_of_a_difference_goes_beyond_a_hundred_points():
-    cells = [cell_of(NONE | {"seed": seed}, none) for seed, none in ((1, 70.0), (2, 99.0), (3, 85.0))]
-    cells += [cell_of(VACCINE | {"seed": seed}, 0.0) for seed in (1, 2, 3)]
-    found = results_of(*cells)["summary"][1]["against_none"]["attack"]["harmful_score"]
-    assert found["low"] == -100.0
-    assert found["high"] < -40.0
+    cells = [*seeded(NONE, [70.0, 99.0, 85.0]), *seeded(VACCINE, [0.0, 0.0, 0.0])]
+    change = summarise(cells)[1]["against_none"]["attack"]["harmful_score"]
+    assert change["low"] == -100.0
+    assert change["high"] < -40.0
 
 
 def test_only_seeds_that_both_sides_have_are_compared():
