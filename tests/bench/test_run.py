@@ -120,6 +120,10 @@ def test_scaling_varies_one_size_at_a_time_and_leaves_out_what_cannot_be():
         ("num_layers", 8), ("num_layers", 32), ("hidden_size", 128), ("sequence_len", 64), ("sequence_len", 256),
         ("num_active_layers", 2), ("num_active_layers", 4), ("num_active_layers", 16),
     ]  # fmt: skip
+    least = scaled_shapes(Shape(num_layers=1, hidden_size=64, sequence_len=2, num_active_layers=1))
+    assert [(name, getattr(shape, name)) for name, shape in least] == [
+        ("num_layers", 2), ("hidden_size", 128), ("sequence_len", 4),
+    ]  # fmt: skip
 
 
 def test_settings_can_be_changed_for_one_defense():

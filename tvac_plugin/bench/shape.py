@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,12 +23,12 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_layers: int = 16
-    hidden_size: int = 512
-    sequence_len: int = 128
-    batch_size: int = 4
-    num_active_layers: int = 4
-    vocabulary_size: int = 32_000
+    num_layers: int = Field(default=16, ge=1)
+    hidden_size: int = Field(default=512, ge=HEAD_SIZE)
+    sequence_len: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=4, ge=1)
+    num_active_layers: int = Field(default=4, ge=1)
+    vocabulary_size: int = Field(default=32_000, ge=3)
     lora_rank: int = 8
     attention: Literal["eager", "sdpa"] = "eager"
     loss_type: Literal["nll", "chunked_nll"] = "nll"
