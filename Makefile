@@ -9,7 +9,9 @@ export TOKENIZERS_PARALLELISM ?= false
 # `axolotl train` starts `accelerate`, which it looks for on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test slow check docs bench clean
+.PHONY: venv demo test slow check docs bench clean
+
+venv: $(READY)  ## The virtual environment alone, in .venv
 
 demo: $(READY)  ## Align the tiny world's model with and without T-Vaccine, attack both, and report
 	axolotl tvac tiny-world --output outputs/tiny_world

@@ -102,7 +102,10 @@ def test_axolotl_refuses_the_recipe_before_anything_is_written(workspace, tmp_pa
             "num_active_layers: 9 is more than the model's 4 layers. Set it to 4",
         ),
         ({"harmful_datasets": [{"path": "missing.jsonl", "type": "alpaca"}]}, "missing.jsonl does not exist. Correct"),
-        ({"harmful_datasets": [{"path": "empty.jsonl", "type": "alpaca"}]}, "empty.jsonl, there is no row in it. Give at least one"),
+        (
+            {"harmful_datasets": [{"path": "empty.jsonl", "type": "alpaca"}]},
+            "empty.jsonl, there is no row in it",
+        ),
         ({"harmful_datasets": [{"type": "alpaca"}]}, r"harmful_datasets\[0\]: `path:` is missing"),
         ({"harmful_datasets": [{"path": "empty.jsonl", "typ": "alpaca"}]}, "unknown key `typ`. Did you mean `type`"),
         (

@@ -197,7 +197,8 @@ def test_what_is_needed_depends_on_the_type(tmp_path):
     mapped = {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
     assert problems(lines(shared), tmp_path, type="chat_template", **mapped) == []
     assert problems(lines({"input_ids": [1], "attention_mask": [1], "labels": [1]}), tmp_path, type=None) == []
-    assert "`type:` of this data set is not given" in problems(lines(GOOD), tmp_path, type=None)[0]
+    (problem,) = problems(lines(GOOD) * 5, tmp_path, type=None)
+    assert "rows.jsonl, `type:` of this data set is missing. Name how its rows are read" in problem
     assert problems(lines({"anything": None}), tmp_path, type="somebodys.strategy") == []
     assert problems(lines({"body": "x"}), tmp_path, type="completion", field="body") == []
 
@@ -274,7 +275,9 @@ def test_any_row_is_accepted_or_refused_by_place():
     def check(rows, kind):
         numbered = [Row(f"line {number}", row) for number, row in enumerate(rows, start=1)]
         for problem in row_problems(numbered, {"type": kind}, split=None, train_on_inputs=False):
-            assert re.match(r"line \d+: |there is no row|and \d+ more", problem), problem
+            assert re.match(r"line \d+: |there is no row|`type:` of this|and \d+ more", problem), (
+                problem
+            )
             assert re.search(REMEDY, problem), problem
             assert len(problem) < 400
 

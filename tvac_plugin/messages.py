@@ -23,7 +23,9 @@ def explain(error: Exception, *, block: str | None = None) -> list[str]:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] in ("float_type", "int_type") and _is_number(detail["input"]):
             message = f"YAML reads {shown(detail['input'])} as text; write it without quotes, and 1e-4 as 1.0e-4"
-        if detail["type"] != "value_error":
+        if detail["type"] == "missing":
+            sentences.append(f"{where}: the recipe needs this key. Add it, or look for a misspelt one.")
+        elif detail["type"] != "value_error":
             got = LEFT_OUT if is_secret(where) else f"(got {shown(detail['input'])})"
             sentences.append(f"{where}: {message} {got}.")
         elif detail["loc"] and str(detail["loc"][0]) not in message:

@@ -216,7 +216,7 @@ def _way_out(manifest: Path) -> str:
     if manifest.with_name(TRACE_FILE).is_file():
         return (
             "A defended run started here and did not finish, or its defense did nothing: look at the end of "
-            f"{TRACE_FILE}. Resume it, or train again."
+            f"{TRACE_FILE}. Resume it with auto_resume_from_checkpoints, or train again."
         )
     return "Train it with `safety_defense:` on; `axolotl tvac check RECIPE` tells whether it will be."
 

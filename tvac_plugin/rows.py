@@ -83,6 +83,9 @@ def row_problems(
     except ValueError as error:
         yield f"`split: {split}` does not fit ({error}). Use `train`, or a part of it as `train[:100]`."
         return
+    if not check.can_be_read:
+        yield "`type:` of this data set is missing. Name how its rows are read, for example `type: alpaca`."
+        return
     found = sorted(problem for problem in [*found, *check.late_problems()] if problem.number in used)
     yield from (problem.text for problem in found[:_SHOWN])
     if len(found) > _SHOWN:
@@ -94,6 +97,7 @@ class _RowCheck:
 
     def __init__(self, entry: Mapping[str, Any], *, train_on_inputs: bool) -> None:
         self.num_rows = 0
+        self.can_be_read = True
         self._type = entry.get("type")
         self._fields = _fields(entry, train_on_inputs=train_on_inputs)
         self._messages = _Messages(entry) if self._type == "chat_template" else None
@@ -120,7 +124,8 @@ class _RowCheck:
         if value.keys() >= _TOKENIZED:
             return None
         if not self._type:
-            return "`type:` of this data set is not given. Name how its rows are read, for example `type: alpaca`."
+            self.can_be_read = False
+            return None
         if self._messages is not None:
             what = self._messages.what_is_wrong(value)
             self._has_system |= "system" in value
