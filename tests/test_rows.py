@@ -275,9 +275,7 @@ def test_any_row_is_accepted_or_refused_by_place():
     def check(rows, kind):
         numbered = [Row(f"line {number}", row) for number, row in enumerate(rows, start=1)]
         for problem in row_problems(numbered, {"type": kind}, split=None, train_on_inputs=False):
-            assert re.match(r"line \d+: |there is no row|`type:` of this|and \d+ more", problem), (
-                problem
-            )
+            assert re.match(r"line \d+: |there is no row|`type:` of this|and \d+ more", problem), problem
             assert re.search(REMEDY, problem), problem
             assert len(problem) < 400
 
