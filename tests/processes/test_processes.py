@@ -90,7 +90,7 @@ def assert_resumed_exactly(output, *, num_steps=NUM_STEPS):
     for rank in range(NUM_PROCESSES):
         whole, resumed = (json.loads((output / f"{s}-{rank}.logs.json").read_text()) for s in ("whole", "resumed"))
         assert whole == resumed
-        assert all(any(name.startswith("safety/") for name in log) for log in whole)
+        assert any(name.startswith("safety/") for log in whole for name in log)  # not in all: Lisa's warm-up has none
     manifests = [verify(output / stage) for stage in ("whole", "resumed")]
     assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == num_steps
 
