@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_commands_that_cannot_write_say_so_in_one_sentence(chain, tmp_path, monk
         assert "Not a directory: " in result.output
         assert "file" in result.output
         assert "Mend that" in result.output
+
+
+def test_json_goes_into_a_file_or_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert CliRunner().invoke(tvac, ["schema", "--output", str(tmp_path / "new" / "schema.json")]).exit_code == 0
+    assert "t_vaccine" in json.loads((tmp_path / "new" / "schema.json").read_text())["properties"]
+    result = CliRunner().invoke(tvac, ["schema", "--output", str(tmp_path / "file" / "schema.json")])
+    assert result.exit_code == 1
+    assert f"--output {tmp_path}/file/schema.json: File exists; make room or mend that" in result.output
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_checkpoints_are_sorted_by_step_and_nothing_else_is_one(tmp_path):

@@ -114,9 +114,8 @@ def heat_map(draws: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, A
         f'<text x="{LEFT}" y="{HEIGHT - 14}">step {escape(str(shown[0]["step"]))}</text>'
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 14}" text-anchor="end">step {escape(str(shown[-1]["step"]))}</text>'
     )
-    notes = f"; layers from {num_layers} on are left out" * (
-        asked > num_layers
-    ) + f"; one draw in {stride} is shown" * (stride > 1)
+    notes = f"; layers from {num_layers} on are left out" if asked > num_layers else ""
+    notes += f"; one draw in {stride} is shown" if stride > 1 else ""
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="layers drawn">{"".join(parts)}{labels}</svg>'
     return f"<figure>{svg}<figcaption>layers, the first at the bottom; filled where drawn{notes}</figcaption></figure>"
 
