@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, TVaccineConfig, VaccineConfig, defense_config
+from tvac_plugin.args import SafetyDefenseArgs, defense_config
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 
 HARMFUL = [{"path": "harmful.jsonl", "type": "alpaca"}]
 
@@ -26,6 +28,7 @@ def test_defaults_are_the_papers():
         "freeze": "layer",
         "perturb": "attention",
         "rho_scope": "batch",
+        "rho_scale": "absolute",
         "perturbed_share": 1.0,
         "checkpoint_inactive": "auto",
     }
@@ -33,6 +36,7 @@ def test_defaults_are_the_papers():
         "rho": 2.0,
         "perturb": "attention",
         "rho_scope": "batch",
+        "rho_scale": "absolute",
         "perturbed_share": 1.0,
     }
 

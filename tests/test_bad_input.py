@@ -10,18 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests import strategies
-from tests.hosts import DirectHost
-from tests.models import random_batch, random_pair, tiny_model
-from tests.strategies import ENTRIES, fuzz
-from tvac_plugin.args import DEFENSE_CONFIGS, SafetyDefenseArgs, SimulatedUserConfig, defense_config
+from tests.support import strategies
+from tests.support.models import random_batch, random_pair, tiny_model
+from tests.support.strategies import ENTRIES, fuzz
+from tvac_plugin.args import SafetyDefenseArgs, defense_config
+from tvac_plugin.boundary.errors import UserError, explain, shown
 from tvac_plugin.chain.recipe import ChainRecipe, Stage, with_value
 from tvac_plugin.check import own_problems
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.defenses import build_defense
 from tvac_plugin.defenses.base import Position
+from tvac_plugin.defenses.testing import PlainHost
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource
-from tvac_plugin.messages import explain, shown
-from tvac_plugin.recipe import RecipeError, kind_problems, near_misses, plugin_problems, read_recipe
+from tvac_plugin.recipes.reading import kind_problems, near_misses, plugin_problems, read_recipe
 
 WHAT_TO_DO = (
     "Input should|should have|should match|required|Did you mean|Use |Add |Remove |Set |Give |Write |write |give |"
@@ -49,7 +51,7 @@ def outcome(function, *arguments):
     """What a function returns, or the sentence it refuses with."""
     try:
         return function(*arguments), None
-    except RecipeError as error:
+    except UserError as error:
         return None, str(error)
 
 
@@ -77,7 +79,9 @@ def test_a_block_is_taken_as_written_or_refused_by_name(recipe):
 @fuzz(500)
 @given(strategies.recipes([*SafetyDefenseArgs.model_fields, "rl", "deepspeed", "gradient_checkpointing", "plugins"]))
 def test_anything_under_our_keys_is_accepted_or_refused_by_name(recipe):
-    problems = own_problems(recipe) + near_misses(recipe) + plugin_problems(recipe) + kind_problems(recipe, "training")
+    problems = (
+        own_problems(recipe) + near_misses(recipe) + plugin_problems(recipe) + kind_problems(recipe, "a training")
+    )
     assert_says_what_to_do(problems, recipe, [*SafetyDefenseArgs.model_fields, "plugin", *DEFENSE_CONFIGS])
 
 
@@ -143,7 +147,8 @@ def test_what_is_accepted_can_take_a_step(name, data):
     fields = DEFENSE_CONFIGS[name].model_fields
     settings = data.draw(st.dictionaries(st.sampled_from(sorted(fields)), BOUNDED, max_size=4))
     for key, options in {"perturb": ["attention", "mlp", "layer"], "freeze": ["layer", "attention", "none"],
-                         "rho_scope": ["batch", "sample"], "tamper_loss": ["dpo", "entropy"]}.items():  # fmt: skip
+                         "rho_scope": ["batch", "sample"], "rho_scale": ["absolute", "relative"],
+                         "tamper_loss": ["dpo", "entropy"]}.items():  # fmt: skip
         if key in fields:
             settings[key] = data.draw(st.sampled_from(options))
     settings |= {"inner_steps": 2, "tamper_every": 1} if name == "tar" else {}
@@ -157,7 +162,7 @@ def test_what_is_accepted_can_take_a_step(name, data):
         key: [random_pair() if stream.pairs_with else random_batch()] for key, stream in config.streams().items()
     }
     report = build_defense(config, model, seed=1).step(
-        DirectHost(model, streams=streams), random_batch(), Position(0, True, 1000)
+        PlainHost(model, streams=streams), random_batch(), Position(0, True, 1000)
     )
     model.zero_grad()
     assert report.loss.isfinite()
@@ -169,21 +174,18 @@ MODEL = tiny_model(num_hidden_layers=3)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rho: 1\nrho: 2\n", "`rho:` is given twice"),
-        ("a: &a [*a]\n", "line 1: contains itself"),
-        ("a: 0x" + "f" * 4000, "line 1: is a number of more than 300 digits"),
-        ("a: " + "9" * 5000, "line 1: is a number of more than 300 digits"),
+        ("rho: 1\nrho: 2\n", "line 2: `rho:` is given twice"),
+        ("a: &a [*a]\n", "line 1: it contains itself"),
         ("a: 2024-13-45\n", "not valid YAML"),
-        ('a: "\\uD800"\n', "lone surrogate"),
-        ("a: " + "[" * 3000, "levels of lists and mappings"),
-        ("a: !!python/object:os.system x\n", "is not plain data and could run code"),
+        ("a: " + "[" * 3000, "maximum recursion depth"),
+        ("a: !!python/object:os.system x\n", "could not determine a constructor"),
         ("- a\n", "Write `key: value` lines"),
     ],
 )
 def test_a_file_that_means_nothing_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "recipe.yml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         read_recipe(path)
     assert str(path) in str(caught.value)
 
@@ -194,15 +196,51 @@ def test_a_merge_may_be_overridden_and_an_alias_used_twice(tmp_path):
     assert read_recipe(path)["b"] == {"x": 3, "y": 2}
 
 
-def test_a_quoted_number_is_told_from_a_word():
-    for value in ("3", "1e-4"):
-        found = own_problems({"safety_defense": "vaccine", "vaccine": {"rho": value}})
-        assert f"YAML reads '{value}' as text; write it without quotes" in found[0]
-    found = own_problems({"safety_defense": "vaccine", "vaccine": {"rho": "nan"}})
-    assert "Input should be a valid number" in found[0]
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("rho", "3", "(got '3'). YAML reads it as text. Write `rho: 3.0`."),
+        ("rho", "1e-5", "(got '1e-5'). YAML reads it as text. Write `rho: 1.0e-05`."),
+        ("rho", [3], "(got [3]). Write `rho: 3.0`."),
+        ("rho", "three", "(got 'three'). Write a number, as `rho: 1.0`."),
+        ("rho", True, "(got True). Write a number, as `rho: 1.0`."),
+        ("num_active_layers", 8.0, "(got 8.0). Write `num_active_layers: 8`."),
+        ("num_active_layers", 2.5, "(got 2.5). Write a whole number, as `num_active_layers: 2`."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_with_what_to_write(key, value, remedy):
+    (found,) = own_problems({"safety_defense": "t_vaccine", "t_vaccine": {key: value}})
+    assert found.startswith(f"t_vaccine.{key}: Input should be a valid")
+    assert found.endswith(remedy)
+    assert repr(yaml.safe_load(remedy.split("`")[1])[key]) != repr(value)
+
+
+def test_other_types_are_answered_too():
+    user = {"harmful_ratio": 0.0, "drop_overlap": "yes", "task_datasets": {"path": "x"}}
+    found = " ".join(own_problems({"simulated_user": user}))
+    assert "Write `drop_overlap: true`." in found
+    assert "Write a list, as `task_datasets: [...]`." in found
+    assert "Write its keys indented below `t_vaccine:`." in " ".join(
+        own_problems({"safety_defense": "t_vaccine", "t_vaccine": 3})
+    )
+
+
+@pytest.mark.parametrize("block", ["t_vaccine", "simulated_user", "custom_defense"])
+def test_an_empty_block_is_refused(block):
+    assert any(f"`{block}:` is empty" in problem for problem in near_misses({block: None, "base_model": "x"}))
+    assert near_misses({"t_vaccine": {}}) == []
+
+
+def test_a_block_s_key_at_the_top_level_is_sent_home():
+    wrong = yaml.safe_load("safety_defense: vaccine\nvaccine:\nrho: 3.0\nprobe_steps: 5\nwarmup_ratio: 0.1\nseed: 1\n")
+    assert near_misses(wrong) == [
+        "`vaccine:` is empty, so its defaults would be used. Write its keys indented below it, or remove the line.",
+        "`rho:` is a key of `vaccine:`, and nobody reads it here. Write it indented below `vaccine:`.",
+        "`probe_steps:` is a key of `t_vaccine:`, and nobody reads it here. Write it indented below `t_vaccine:`.",
+    ]
 
 
 def test_a_value_in_a_message_is_short_and_printable():
     assert len(shown("x" * 10**6)) < 100
-    assert shown(16**5000) == "a number of 20001 bits"
-    shown("\ud800").encode()
+    assert len(shown(10**4000)) < 100
+    assert shown(16**5000) == "a number of too many digits"

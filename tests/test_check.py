@@ -9,8 +9,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.models import tiny_model
-from tests.workspace import PLUGIN
+from tests.support.models import tiny_model
+from tests.support.workspace import PLUGIN
 from tvac_plugin.check import check_recipe
 from tvac_plugin.cli import tvac
 
@@ -33,7 +33,7 @@ def test_an_undefended_baseline_passes(workspace, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"plugins": None}, "plugin is not loaded"),
+        ({"plugins": [PLUGIN + "s"]}, "is not this plugin's name"),
         ({"plugins": ["tvac_plugin.SafetyDefencePlugin"]}, f"Write `{PLUGIN}`"),
         ({"plugins": [PLUGIN, "nothing.Here"]}, "nothing.Here cannot be imported. Install it or remove it"),
         ({"safety_defence": "t_vaccine"}, "Did you mean `safety_defense:`"),
@@ -44,7 +44,7 @@ def test_an_undefended_baseline_passes(workspace, tmp_path):
         ({"rl": "dpo"}, "Remove `rl:`"),
         ({"harmful_datasets": [{"path": "./gone.jsonl", "type": "alpaca"}]}, "gone.jsonl does not exist"),
         ({"base_model": "./no/such/model"}, "base_model: .*no/such/model does not exist"),
-        ({"stages": [], "base_model": None}, "this is the recipe of a chain. Use `axolotl tvac run` with it"),
+        ({"stages": [], "base_model": None}, "this is a chain recipe. Use `axolotl tvac run` with it"),
         ({"micro_batch_size": "many"}, "micro_batch_size"),
         (
             {"datasets": [{"path": "./gone.jsonl", "type": "chat_template"}]},
@@ -61,7 +61,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_said(workspace, tmp_path)
     (tmp_path / "taken").write_text("mine")
     found = problems(workspace.recipe(tmp_path / "taken" / "out"), with_data=False)
     assert len(found) == 1
-    assert f"{tmp_path}/taken/out: nothing can be written here ({tmp_path}/taken: Not a directory). Mend" in found[0]
+    assert f"{tmp_path}/taken/out: nothing can be written here ({tmp_path}/taken: Not a directory). Fix" in found[0]
 
 
 def test_a_model_that_cannot_be_defended_is_named_before_its_weights_load(workspace, tmp_path):
@@ -89,10 +89,69 @@ def test_a_bad_row_is_named_by_file_and_line(workspace, tmp_path):
 def test_all_problems_are_listed_at_once(workspace, tmp_path):
     found = problems(
         workspace.recipe(
-            tmp_path / "out", plugins=None, rl="dpo", deepspeed="z.json", tvaccine={}, harmful_datasets=None
+            tmp_path / "out", plugins=[PLUGIN + "s"], rl="dpo", deepspeed="z.json", tvaccine={}, harmful_datasets=None
         )
     )
     assert len(found) == 5
+
+
+def test_problems_of_keys_files_and_axolotl_s_own_are_listed_together(workspace, tmp_path):
+    changes = {"t_vaccine": None, "base_model": "./gone", "micro_batch_size": "many",
+               "datasets": [{"path": "./gone.jsonl", "type": "alpaca"}]}  # fmt: skip
+    found = problems(workspace.recipe(tmp_path / "out", **changes) | {"t_vaccine": None, "rho": 3.0})
+    for part in ("`t_vaccine:` is empty", "`rho:` is a key of `t_vaccine:`", "base_model: ./gone does not exist",
+                 "datasets[0]: ./gone.jsonl does not exist", "micro_batch_size: "):  # fmt: skip
+        assert sum(part in problem for problem in found) == 1, (part, found)
+
+
+def test_it_says_what_will_happen(workspace, tmp_path):
+    result = check_recipe(workspace.recipe(tmp_path / "out", max_steps=None, num_epochs=2, val_set_size=0.25))
+    found = result.outlook
+    assert found["settings"] | {"rho": 1.0, "freeze": "layer", "perturb": "attention"} == found["settings"]
+    assert (found["rows"], found["steps"], found["layers"]) == (24, 18, 4)
+    assert (found["draws"], found["probes"], found["layers_drawn"]) == (9, 6, 2)
+    assert found["a_layer_learns_in"] == "50% of the steps"
+    assert found["passes"].startswith("2 forward and backward")
+
+
+def test_it_counts_the_rows_of_an_attack(workspace, tmp_path):
+    user = {"num_samples": 4, "harmful_ratio": 0.5, "harmful_datasets": workspace.entries("user_harmful"),
+            "task_datasets": workspace.entries("user_task")}  # fmt: skip
+    attack = {"datasets": None, "harmful_datasets": None, "t_vaccine": None, "safety_defense": "none"}
+    result = check_recipe(workspace.recipe(tmp_path / "out", simulated_user=user, max_steps=None, **attack))
+    assert result.outlook == {"rows": 4, "steps": 20, "layers": 4}
+
+
+def test_drawing_every_layer_is_warned_of(workspace, tmp_path):
+    result = check_recipe(workspace.recipe(tmp_path / "out", t_vaccine={"num_active_layers": 4}))
+    assert result.problems == []
+    assert result.warnings[0].startswith("t_vaccine.num_active_layers: all 4 layers are drawn")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_implementation": "flash_attention_2"},
+        {"attn_implementation": None, "flash_attention": True},
+        {"tf32": True},
+    ],
+)
+def test_what_ends_in_an_error_without_cuda_is_named(workspace, tmp_path, changes):
+    result = check_recipe(workspace.recipe(tmp_path / "out", **changes))
+    assert result.problems == []
+    (warning,) = result.warnings
+    key, value = next((key, value) for key, value in changes.items() if value)
+    assert f"`{key}: {str(value).lower() if value is True else value}`: this machine has no CUDA" in warning
+
+
+@pytest.mark.parametrize("changes", [{"bf16": "auto", "fp16": None}, {"bf16": None, "fp16": None}])
+def test_what_is_float16_without_cuda_is_named(workspace, tmp_path, changes):
+    (warning,) = check_recipe(workspace.recipe(tmp_path / "out", **changes)).warnings
+    assert warning.startswith("`bf16: auto`: without CUDA this means float16. Write `bf16: false` and `fp16: false`")
+
+
+def test_a_recipe_for_this_machine_has_no_warning(workspace, tmp_path):
+    assert check_recipe(workspace.recipe(tmp_path / "out")).warnings == []
 
 
 def test_shared_data_is_refused(workspace, tmp_path):
@@ -115,12 +174,13 @@ def test_shared_data_is_refused(workspace, tmp_path):
 
 def test_the_command_prints_one_line_per_problem_and_fails(workspace, tmp_path):
     path = tmp_path / "r.yml"
-    path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out", plugins=None)))
+    path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out", plugins=[PLUGIN + "s"])))
     result = CliRunner().invoke(tvac, ["check", str(path)])
     assert result.exit_code == 1
-    assert "r.yml would not train as it says:\n- the plugin is not loaded" in result.output
+    assert "r.yml would not train as it says:\n- plugins: `tvac_plugin.SafetyDefensePlugins` is" in result.output
     path.write_text(yaml.safe_dump(workspace.recipe(tmp_path / "out")))
     result = CliRunner().invoke(tvac, ["check", str(path)])
     assert result.exit_code == 0, result.output
     assert "would train as it says, with safety_defense: t_vaccine" in result.output
+    assert '"num_active_layers": 2' in result.output
     assert CliRunner().invoke(tvac, ["check", str(tmp_path / "none.yml")]).exit_code == 1

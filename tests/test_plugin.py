@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
-from tests.workspace import PLUGIN, adapter, axolotl_train, trace
-from tvac_plugin.provenance import ProvenanceError, verify
+from tests.support.workspace import PLUGIN, adapter, axolotl_train, trace
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.provenance.manifest import verify
 
 DEFENSE_KEYS = {"safety_defense": None, "harmful_datasets": None, "t_vaccine": None}
 KERNELS_OFF = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False)
@@ -40,7 +41,7 @@ def test_a_defended_run_leaves_adapter_manifest_and_trace(workspace, tmp_path):
 def test_only_switching_the_line_runs_vaccine(workspace, tmp_path):
     output = axolotl_train(workspace.recipe(tmp_path / "out", safety_defense="vaccine"))
     assert verify(output, defense="vaccine")["hook_fires"] == 16
-    with pytest.raises(ProvenanceError, match="trained with vaccine, not t_vaccine"):
+    with pytest.raises(UserError, match="trained with vaccine, not t_vaccine"):
         verify(output, defense="t_vaccine")
 
 
@@ -88,9 +89,21 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+NEWER = {
+    "dynamic fine-tuning": {"use_dft": True},
+    "adapters in float32": {"lora_fp32_gradients": True, "torch_dtype": "bfloat16"},
+    "logs that are not filtered": {"logging_nan_inf_filter": False},
+}
+"""What only newer versions of Axolotl have; the first key of each is the new one."""
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *NEWER])
 def test_features_of_the_host_work(workspace, tmp_path, variant):
-    changes = VARIANTS[variant]
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    changes = {**VARIANTS, **NEWER}[variant]
+    if variant in NEWER and next(iter(changes)) not in AxolotlInputConfig.model_fields:
+        pytest.skip("this version of Axolotl does not have it")
     output = axolotl_train(workspace.recipe(tmp_path / "out", **changes))
     manifest = verify(output)
     assert manifest["defended_steps"] == 4
@@ -204,14 +217,15 @@ def test_packed_runs_resume_exactly_in_the_middle_of_a_later_epoch(workspace, tm
 def test_a_second_run_in_the_same_folder_is_refused_before_the_model_loads(workspace, tmp_path, monkeypatch):
     import fcntl
 
-    from tvac_plugin.files import LOCK_FILE, OutputError
+    from tvac_plugin.boundary.errors import UserError
+    from tvac_plugin.boundary.files import LOCK_FILE
 
     output = tmp_path / "out"
     output.mkdir()
     monkeypatch.setattr("axolotl.train.setup_model_and_trainer", pytest.fail)
     with (output / LOCK_FILE).open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another run is writing here"):
+        with pytest.raises(UserError, match="another run is writing here"):
             axolotl_train(workspace.recipe(output))
 
 
@@ -224,9 +238,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused_before_axolotl_lo
         changes = changes | {"simulated_user": user}
     monkeypatch.setattr("axolotl.cli.config.prepare_debug_log", pytest.fail)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(
-        ValueError, match=r"out: nothing can be written here \(.*Mend that or set another `output_dir:`"
-    ):
+    with pytest.raises(ValueError, match=r"out: nothing can be written here \(.*Fix that or set another `output_dir:`"):
         axolotl_train(workspace.recipe(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
@@ -258,6 +270,10 @@ def test_kernels_and_reentrant_checkpointing_are_switched_off_only_when_unset():
     assert cfg.lora_mlp_kernel is False
     assert cfg.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert cfg.seed == 42
+    undefended = DictDefault({"safety_defense": "none"})
+    SafetyDefensePlugin().register(undefended)
+    assert undefended.lora_mlp_kernel is False
+    assert undefended.seed is None
     own = DictDefault({"safety_defense": "vaccine", "lora_qkv_kernel": True, "seed": 7})
     SafetyDefensePlugin().register(own)
     assert own.lora_mlp_kernel is None

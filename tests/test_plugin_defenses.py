@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 
-from tests.workspace import adapter, axolotl_train, trace
-from tvac_plugin.args import DEFENSE_CONFIGS
+from tests.support.workspace import adapter, axolotl_train, trace
 from tvac_plugin.chain.results import training_losses
-from tvac_plugin.provenance import verify
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.provenance.manifest import verify
 
 SETTINGS = {
     "random_noise": {"rho": 1.0},
@@ -77,7 +77,7 @@ def test_only_switching_the_line_runs_another_defense(workspace, tmp_path, name)
     assert all(line[f"safety/{METRICS[name]}"] > 0 for line in steps[1:])
     assert [step for step, loss in training_losses(output) if loss > 0] == [1, 2, 3, 4]
     read = DEFENSE_CONFIGS[name](**(SETTINGS.get(name) or {})).data_keys().keys() - {"retain_datasets"}
-    assert manifest["data"].keys() - {"shared_prompts"} == {"datasets", *read}
+    assert manifest["data"].keys() - {"shared_prompts", "sources"} == {"datasets", *read}
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "lisa"])
@@ -106,17 +106,13 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
     assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
 
 
-def test_zero_scales_train_exactly_as_undefended(workspace, tmp_path):
-    kernels = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False)
-    settings = {
-        "booster": {"regularizer_scale": 0.0, "batch_size": 2},
-        "random_noise": {"rho": 0.0},
-        "rep_noise": {"alpha": 0.0, "beta": 0.0, "refusal_scale": 0.0},
-    }
-    plain = adapter(axolotl_train(recipe(workspace, tmp_path / "none", "none", **kernels)))
-    for name in settings:
-        ours = adapter(axolotl_train(recipe(workspace, tmp_path / name, name, **kernels, **settings)))
-        assert all(torch.equal(ours[key], plain[key]) for key in plain), name
+@pytest.mark.parametrize("name", ["t_vaccine", "vaccine", "random_noise", "rep_noise", "tar", "booster"])
+def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
+    keys = {"rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"]}
+    weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)
+    with pytest.raises(ValueError, match=rf"{name}\.\w+: 0.*nothing would be defended. Set .* 0.001 or more"):
+        axolotl_train(recipe(workspace, tmp_path / "out", name, **{name: weak}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path, monkeypatch):
@@ -126,7 +122,8 @@ def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path, monkey
     asked_late = ("tvac_plugin.plugin.is_main_process", gone)
     monkeypatch.setattr("axolotl.train.cleanup_distributed", lambda: monkeypatch.setattr(*asked_late))
     output = axolotl_train(attack(workspace, tmp_path / "out", max_steps=6))
-    assert verify(output, defense="lisa")["defended_steps"] == 6
+    manifest = verify(output, defense="lisa")
+    assert (manifest["steps"], manifest["defended_steps"]) == (6, 4), "no pull at steps 1 and 4, where a state begins"
     user = json.loads((output / "simulated_user.json").read_text())
     assert (user["task_rows"], user["harmful_rows"]) == (9, 3) if "task_rows" in user else user
     states = [(line["step"], line["state"]) for line in trace(output) if line["event"] == "state"]

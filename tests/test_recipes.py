@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tvac_plugin.args import DATA_KEYS, DEFENSE_CONFIGS, defense_config, simulated_user_config
-from tvac_plugin.chain.jobs import Plan
+from tvac_plugin.args import defense_advice, defense_config, simulated_user_config
+from tvac_plugin.chain.jobs import ChainPlan
 from tvac_plugin.chain.preflight import plan_problems
 from tvac_plugin.chain.recipe import read_chain
 from tvac_plugin.check import check_recipe
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
-from tvac_plugin.recipe import read_recipe
+from tvac_plugin.recipes.reading import read_recipe
 
-RECIPES = sorted(Path(__file__).parent.parent.joinpath("recipes").glob("*.yml"))
-
-
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted([*FOLDER.glob("*.yml"), *FOLDER.glob("english/*.yml")])
 TRAINING = [path for path in RECIPES if "base_model" in read_recipe(path)]
-EVALUATIONS = [path for path in RECIPES if path.stem.startswith("evaluate_")]
+EVALUATIONS = [path for path in RECIPES if "harmful_score" in read_recipe(path)]
 CHAINS = [path for path in RECIPES if "stages" in read_recipe(path)]
 
 
@@ -41,26 +42,33 @@ def test_an_evaluation_is_accepted_by_its_schema(path):
 @pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
 def test_a_chain_can_be_planned(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs" / "tiny_world" / "base").mkdir(parents=True)
-    for name in (
-        "alignment",
-        "harmful",
-        "refusals",
-        "user_task",
-        "user_harmful",
-        "eval_harmful",
-        "eval_benign",
-        "eval_task",
-    ):
-        (tmp_path / "outputs" / "tiny_world" / f"{name}.jsonl").touch()
-    plan = Plan(read_chain(path))
+    rows = ("alignment", "retain", "harmful", "refusals", "user_task", "user_harmful")
+    for world in ("tiny_world", "english"):
+        (tmp_path / "outputs" / world / "base").mkdir(parents=True)
+        for name in (*rows, "eval_harmful", "eval_benign", "eval_task"):
+            (tmp_path / "outputs" / world / f"{name}.jsonl").touch()
+    plan = ChainPlan(read_chain(path))
     assert plan_problems(plan) == []
-    assert {cell["safety_defense"] for cell, _ in plan.cells} >= {"none", "t_vaccine"}
+    defenses = {value for cell, _ in plan.cells for key, value in cell.items() if key.endswith("safety_defense")}
+    assert defenses >= {"none", "tar" if "chain_tar" in path.stem else "t_vaccine"}
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama"])
+def test_tar_starts_from_a_merged_refusing_model_and_retains_benign_rows(size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = ChainPlan(read_chain(FOLDER / f"chain_tar_{size}.yml")).jobs
+    tar = next(job for job in jobs.values() if job.recipe.get("safety_defense") == "tar")
+    (merge,) = (jobs[parent] for parent in tar.parents)
+    (align,) = (jobs[parent] for parent in merge.parents)
+    assert merge.kind == "merge"
+    assert tar.recipe["base_model"] == str(merge.output / "merged")
+    assert align.recipe["safety_defense"] == "none"
+    assert defense_advice(tar.recipe) == []
 
 
 def test_the_comparison_has_every_defense_and_three_seeds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cells = [cell for cell, _ in Plan(read_chain(RECIPES[0].parent / "compare_tiny.yml")).cells]
+    cells = [cell for cell, _ in ChainPlan(read_chain(FOLDER / "compare_tiny.yml")).cells]
     used = {value for cell in cells for value in cell.values() if value in DEFENSE_CONFIGS}
     assert used == DEFENSE_CONFIGS.keys()
     assert {cell["seed"] for cell in cells} == {1, 2, 3}
@@ -71,17 +79,18 @@ def test_the_comparison_has_every_defense_and_three_seeds(tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", sorted(DEFENSE_CONFIGS.keys() - {"t_vaccine"}))
 def test_every_defense_has_a_recipe_that_differs_in_the_defense_alone(name, size):
     origin = "attack" if name == "lisa" else "tvaccine"
-    ours, theirs = (read_recipe(RECIPES[0].parent / f"{stem}_{size}.yml") for stem in (name, origin))
+    ours, theirs = (read_recipe(FOLDER / f"{stem}_{size}.yml") for stem in (name, origin))
     assert ours["safety_defense"] == name
     for recipe in (ours, theirs):
-        for key in ("safety_defense", "output_dir", *DATA_KEYS, *DEFENSE_CONFIGS):
+        starts_aligned = {"base_model"} if name == "tar" else set()
+        for key in {"safety_defense", "output_dir", *starts_aligned, *DATA_KEYS, *DEFENSE_CONFIGS}:
             recipe.pop(key, None)
     assert ours == theirs
 
 
 @pytest.mark.parametrize("name", DEFENSE_CONFIGS)
 def test_switching_the_line_of_the_tiny_recipe_is_enough(name, tmp_path):
-    recipe = read_recipe(RECIPES[0].parent / ("attack_tiny.yml" if name == "lisa" else "tvaccine_tiny.yml"))
+    recipe = read_recipe(FOLDER / ("attack_tiny.yml" if name == "lisa" else "tvaccine_tiny.yml"))
     changes = {"base_model": str(tmp_path), "safety_defense": name}
     assert check_recipe(recipe | changes, with_data=False).problems == []
 

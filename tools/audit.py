@@ -18,8 +18,10 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
-EXTRAS = ("axolotl", "dev")
+CONSTRAINTS = Path(__file__).parent.parent / (
+    "constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt"
+)
+EXTRAS = ("axolotl", "english", "dev")
 ALLOWED = re.compile(
     r"\b(apache|mit|bsd|isc|psf|python software foundation|mpl|mozilla public|lgpl|lesser general public|unlicense|upl"
     r"|universal permissive|dual license)",
@@ -27,7 +29,8 @@ ALLOWED = re.compile(
 )
 READ_BY_HAND = {
     "axolotl": "Apache-2.0, its integrations under the Axolotl Community License; see NOTICE",
-    "hf-transfer": "Apache-2.0", "kernels-data": "Apache-2.0", "sigstore-models": "MIT", "torchao": "BSD-3-Clause",
+    "hf-transfer": "Apache-2.0", "kernels-data": "Apache-2.0", "dotenv": "MIT", "openenv-core": "BSD-3-Clause",
+    "sigstore-models": "MIT", "torchao": "BSD-3-Clause",
 }  # fmt: skip
 """Licences of packages whose metadata name none."""
 FROM_TORCH = ("nvidia-", "cuda-")
@@ -66,13 +69,13 @@ def installed() -> dict[str, Distribution]:
 
 
 def pin_findings(packages: dict[str, Distribution], pins: dict[str, str]) -> list[Finding]:
-    """Packages that `constraints.txt` does not pin, or pins to another version than is installed."""
+    """Packages that the constraints do not pin, or pins to another version than is installed."""
     findings = []
     for name, package in packages.items():
         version = package.version.partition("+")[0]
         if name in INSTALLERS or name.startswith(FROM_TORCH) or pins.get(name) == version:
             continue
-        problem = f"is pinned to {pins[name]}" if name in pins else "is not in constraints.txt"
+        problem = f"is pinned to {pins[name]}" if name in pins else "is not in the constraints"
         findings.append(Finding(name, f"{version} is installed and {problem}. Pin what is tested."))
     return findings
 
@@ -107,7 +110,7 @@ def known_holes() -> tuple[list[Finding], str]:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return [], f"NOT CHECKED for known holes: {reason}"
     holes = [
-        Finding(entry["name"], f"{entry['version']} has {hole['id']}; mended in {hole['fix_versions'] or 'none yet'}.")
+        Finding(entry["name"], f"{entry['version']} has {hole['id']}; fixed in {hole['fix_versions'] or 'none yet'}.")
         for entry in entries
         for hole in entry.get("vulns", [])
     ]

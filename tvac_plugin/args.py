@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
-from tvac_plugin.compat import conflicts
-from tvac_plugin.configs.base import (
-    DATA_KEYS,
-    Block,
-    DefenseConfig,
-    Entries,
-    RhoScope,
-    Site,
-    Stream,
-    did_you_mean,
-    example_entry,
-)
-from tvac_plugin.configs.fine_tuning import LisaConfig
-from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.boundary.errors import UserError, did_you_mean, explain, shown
+from tvac_plugin.boundary.files import refuse_unwritable
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig, example_entry
+from tvac_plugin.configs.refusals import conflicts
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
-from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.files import OutputError, refuse_unwritable
-from tvac_plugin.messages import explain, shown
-
-__all__ = [
-    "DATA_KEYS", "DEFENSE_CONFIGS", "Block", "BoosterConfig", "DefenseConfig", "Entries", "LisaConfig",
-    "RandomNoiseConfig", "RepNoiseConfig", "RhoScope", "SafetyDefenseArgs", "SimulatedUserConfig", "Site", "Stream",
-    "TARConfig", "TVaccineConfig", "VaccineConfig", "defense_config", "defense_problems", "did_you_mean",
-    "simulated_user_config",
-]  # fmt: skip
-
-DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
-    config.block: config
-    for config in (
-        TVaccineConfig, VaccineConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig, LisaConfig,
-    )
-}  # fmt: skip
-"""Every defense by the value of `safety_defense:` that selects it."""
 
 NAMES = ("none", *DEFENSE_CONFIGS)
 
@@ -54,7 +27,7 @@ def _data_field(key: str) -> Any:
     )
 
 
-class SafetyDefenseArgs(BaseModel):
+class _Keys(BaseModel):
     """The keys this plugin adds to an Axolotl recipe."""
 
     safety_defense: str | None = Field(
@@ -67,21 +40,11 @@ class SafetyDefenseArgs(BaseModel):
     refusal_datasets: list[dict[str, Any]] | None = _data_field("refusal_datasets")
     retain_datasets: list[dict[str, Any]] | None = _data_field("retain_datasets")
     alignment_datasets: list[dict[str, Any]] | None = _data_field("alignment_datasets")
-    t_vaccine: TVaccineConfig | None = Field(default=None, description="Settings of `safety_defense: t_vaccine`.")
-    vaccine: VaccineConfig | None = Field(default=None, description="Settings of `safety_defense: vaccine`.")
-    random_noise: RandomNoiseConfig | None = Field(
-        default=None, description="Settings of `safety_defense: random_noise`."
-    )
-    rep_noise: RepNoiseConfig | None = Field(default=None, description="Settings of `safety_defense: rep_noise`.")
-    tar: TARConfig | None = Field(default=None, description="Settings of `safety_defense: tar`.")
-    booster: BoosterConfig | None = Field(default=None, description="Settings of `safety_defense: booster`.")
-    lisa: LisaConfig | None = Field(default=None, description="Settings of `safety_defense: lisa`.")
     custom_defense: dict[str, Any] | None = Field(
         default=None, description="Settings of a defense of your own, named in `safety_defense:` by its import path."
     )
     simulated_user: SimulatedUserConfig | None = Field(
-        default=None,
-        description="Train on a simulated user's data instead of `datasets:`; makes the recipe an attack.",
+        default=None, description="Train on a simulated user's data instead of `datasets:`; makes the recipe an attack."
     )
 
     @field_validator("safety_defense", mode="before")
@@ -90,14 +53,23 @@ class SafetyDefenseArgs(BaseModel):
         if value is None or value in NAMES or (isinstance(value, str) and "." in value):
             return value
         written = shown(value).strip("'")
-        raise ValueError(f"safety_defense: `{written}` is not a defense.{did_you_mean(written, NAMES)}")
+        raise UserError(f"safety_defense: `{written}` is not a defense.{did_you_mean(written, NAMES)}")
 
     @model_validator(mode="after")
-    def _refuse_what_cannot_work(self) -> SafetyDefenseArgs:
+    def _refuse_what_cannot_work(self) -> Self:
         problems = defense_problems(self.__dict__) + _output_problems(self.__dict__)
         if problems:
-            raise ValueError("the safety defense cannot run with this recipe:\n- " + "\n- ".join(problems))
+            raise UserError("the safety defense cannot run with this recipe:\n- " + "\n- ".join(problems))
         return self
+
+
+def _block_field(name: str) -> Any:
+    return Field(default=None, description=f"Settings of `safety_defense: {name}`.")
+
+
+_BLOCKS: dict[str, Any] = {name: (config | None, _block_field(name)) for name, config in DEFENSE_CONFIGS.items()}
+SafetyDefenseArgs = create_model("SafetyDefenseArgs", __base__=_Keys, __doc__=_Keys.__doc__, **_BLOCKS)
+"""The schema that Axolotl merges into its own: `_Keys` and one block for each defense."""
 
 
 def defense_problems(recipe: dict[str, Any]) -> list[str]:
@@ -121,11 +93,21 @@ def defense_problems(recipe: dict[str, Any]) -> list[str]:
         ]
     if "." not in name and recipe.get("custom_defense") is not None:
         return ["`custom_defense:` is for a defense of your own, and none is named. Remove the block."]
-    return conflicts(recipe) + [
-        f"{name} needs {DATA_KEYS[key]}. Add `{example_entry(key)}`."
-        for key, is_required in config.data_keys().items()
-        if is_required and not recipe.get(key)
-    ]
+    return (
+        conflicts(recipe)
+        + config.effect_problems()
+        + [
+            f"{name} needs {DATA_KEYS[key]}. Add `{example_entry(key)}`."
+            for key, is_required in config.data_keys().items()
+            if is_required and not recipe.get(key)
+        ]
+    )
+
+
+def defense_advice(recipe: dict[str, Any]) -> list[str]:
+    """Lists what would bring the defense of a valid recipe closer to what its paper tested."""
+    config = defense_config(recipe)
+    return [] if config is None else config.advice([key for key in DATA_KEYS if recipe.get(key)])
 
 
 def _output_problems(recipe: dict[str, Any]) -> list[str]:
@@ -135,7 +117,7 @@ def _output_problems(recipe: dict[str, Any]) -> list[str]:
         return []
     try:
         refuse_unwritable(Path(recipe["output_dir"]))
-    except OutputError as error:
+    except UserError as error:
         return [str(error)]
     return []
 
@@ -159,7 +141,7 @@ def defense_config(recipe: dict[str, Any]) -> DefenseConfig | None:
     """Returns the settings of the defense that a validated recipe selects, `None` for none.
 
     Raises:
-        ValueError: `safety_defense:` names a class that cannot be imported, or is not a defense.
+        UserError: `safety_defense:` names a class that cannot be imported, or is not a defense.
         pydantic.ValidationError: The settings do not fit it.
     """
     name = recipe.get("safety_defense")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from tvac_plugin.args import SafetyDefenseArgs, defense_config, defense_problems, simulated_user_config
-from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.files import is_missing_folder
-from tvac_plugin.messages import explain
-from tvac_plugin.overlap import data_facts, prompt_keys
-from tvac_plugin.recipe import defense_is_absent, kind_problems, near_misses, plugin_problems
+from tvac_plugin.boundary.errors import explain
+from tvac_plugin.boundary.files import is_missing_folder
+from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
+from tvac_plugin.configs.refusals import REFUSALS
+from tvac_plugin.data.fingerprints import data_facts, prompt_keys
+from tvac_plugin.data.taught_answers import decoding
+from tvac_plugin.planner.outlook import outlook, warnings
+from tvac_plugin.recipes.reading import defense_is_absent, kind_problems, near_misses, plugin_problems
 
 
 @dataclass
@@ -26,10 +29,14 @@ class CheckResult:
     Attributes:
         problems: Why the recipe would not train as it says, one sentence each; empty when it would.
         facts: What the manifest will say of the data; empty when the data were not looked at.
+        outlook: What the training will do; empty when the data were not looked at.
+        warnings: What is hardly meant, and what ends in an error on this machine, one sentence each.
     """
 
     problems: list[str]
     facts: dict[str, Any] = field(default_factory=dict)
+    outlook: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared_prompts: bool = False) -> CheckResult:
@@ -41,22 +48,32 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
     """
     problems = recipe_problems(recipe)
-    if problems:
+    if kind_problems(recipe, "a training"):
         return CheckResult(problems)
     with _quiet():
+        if problems:
+            return CheckResult([*problems, *(_others(recipe) if with_data else [])])
         cfg, problems = _validated(recipe, with_data=with_data)
         if problems or not with_data:
-            return CheckResult(problems)
+            return CheckResult(problems, warnings=warnings(recipe, None, num_layers=None))
         if recipe.get("simulated_user"):
-            return _check_attack(cfg)
-        if recipe["safety_defense"] == "none":
-            return CheckResult(problems)
-        return _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
+            result = _check_attack(cfg)
+        elif recipe["safety_defense"] == "none":
+            result = CheckResult([])
+        else:
+            result = _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
+        layers = None if result.problems else _num_layers(cfg)
+        result.warnings = warnings(recipe, defense_config(cfg), num_layers=layers)
+        if result.facts:
+            own = result.facts.get("datasets")
+            rows = own["rows"] if own else sum(facts["rows"] for facts in result.facts.values())
+            result.outlook = outlook(cfg, defense_config(cfg), rows=rows, num_layers=layers)
+        return result
 
 
 def recipe_problems(recipe: dict[str, Any]) -> list[str]:
     """Lists what is wrong with a recipe as far as this plugin can tell without Axolotl, data or model."""
-    other_kind = kind_problems(recipe, "training")
+    other_kind = kind_problems(recipe, "a training")
     if other_kind:
         return other_kind
     return plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
@@ -74,21 +91,62 @@ def own_problems(recipe: dict[str, Any]) -> list[str]:
     return defense_problems(recipe)
 
 
+def _others(recipe: dict[str, Any]) -> list[str]:
+    """What else is wrong with a recipe that has problems already: its model, its files, and what is Axolotl's own."""
+    from axolotl.cli.config import gpu_capabilities
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    from tvac_plugin.data.entries import entry_problems
+
+    problems = _missing_model(recipe)
+    for key in ("datasets", "test_datasets", *DATA_KEYS):
+        entries = recipe.get(key)
+        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
+            problems += entry_problems(entries, key=key, train_on_inputs=bool(recipe.get("train_on_inputs")))
+    refused = {r.key for r in REFUSALS if recipe.get(r.key) is not None and r.refused(recipe[r.key])}
+    seen = {*SafetyDefenseArgs.model_fields, *refused, "plugins"}
+    rest = {key: value for key, value in recipe.items() if key not in seen}
+    if rest.get("datasets"):
+        capabilities, env_capabilities = gpu_capabilities()
+        try:
+            validate_config(DictDefault(rest), capabilities=capabilities, env_capabilities=env_capabilities)
+        except Exception as error:
+            problems += explain(error)
+    return problems
+
+
+def _missing_model(recipe: dict[str, Any]) -> list[str]:
+    base_model = str(recipe.get("base_model"))
+    if not is_missing_folder(base_model):
+        return []
+    return [
+        f"base_model: {base_model} does not exist. Make the model first, or correct the path: it is relative "
+        "to where you start axolotl."
+    ]
+
+
+def _num_layers(cfg: Any) -> int | None:
+    from axolotl.loaders.utils import load_model_config
+
+    text = load_model_config(cfg).get_text_config()
+    return int(text.num_hidden_layers)
+
+
 def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[str]]:
     from axolotl.cli.config import gpu_capabilities, prepare_plugins
     from axolotl.integrations.base import PluginManager
     from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
     from axolotl.utils.dict import DictDefault
 
-    base_model = str(recipe.get("base_model"))
-    if is_missing_folder(base_model):
-        return None, [f"base_model: {base_model} does not exist. Correct the path, it is relative to where you are."]
+    missing_model = _missing_model(recipe)
+    if missing_model:
+        return None, missing_model
     cfg = DictDefault(recipe)
     manager = PluginManager.get_instance()
     manager.plugins.clear()
     try:
-        prepare_plugins(cfg)
-        missing = [name for name in recipe["plugins"] if name not in manager.plugins]
+        missing = _missing_plugins(recipe, lambda: prepare_plugins(cfg), manager.plugins)
         if missing:
             return cfg, [f"plugins: {name} cannot be imported. Install it or remove it." for name in missing]
         capabilities, env_capabilities = gpu_capabilities()
@@ -101,11 +159,24 @@ def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[st
     return cfg, []
 
 
+def _missing_plugins(recipe: dict[str, Any], load: Callable[[], None], loaded: Collection[str]) -> list[str]:
+    """Names the plugins that `load` passes over, or the first at which it stops, as Axolotl does from 0.21 on."""
+    named = [str(name) for name in recipe.get("plugins") or []]
+    try:
+        load()
+    except ImportError:
+        stopped_at = [name for name in named if name not in loaded][:1]
+        if not stopped_at:
+            raise
+        return stopped_at
+    return [name for name in named if name not in loaded]
+
+
 def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
     from axolotl.integrations.base import PluginManager
     from axolotl.loaders import load_tokenizer
 
-    from tvac_plugin.data import other_trainers, tokenize, training_problems
+    from tvac_plugin.data.loading import other_trainers, tokenize, training_problems
     from tvac_plugin.plugin import SafetyDefensePlugin
 
     config = defense_config(cfg)
@@ -126,7 +197,7 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
         others = _check_streams(attempt, cfg, config, tokenizer)
         if attempt.problems:
             return CheckResult(attempt.problems)
-        facts = attempt("", lambda: data_facts(alignment, others)) or {}
+        facts = attempt("", lambda: data_facts(alignment, others, decode=decoding(tokenizer))) or {}
         shared = _shared_prompts(
             alignment, others.get("harmful_datasets"), evaluation, allow_shared_prompts=allow_shared_prompts
         )
@@ -136,7 +207,7 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
 def _check_attack(cfg: Any) -> CheckResult:
     from axolotl.loaders import load_tokenizer
 
-    from tvac_plugin.data import load_user_data
+    from tvac_plugin.data.loading import load_user_data
 
     attempt = _Attempt()
     user, config = simulated_user_config(cfg), defense_config(cfg)
@@ -152,8 +223,8 @@ def _check_attack(cfg: Any) -> CheckResult:
 
 def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer: Any) -> dict[str, Any]:
     """Loads the data that the defense reads beside the training data, and makes its batches' sources."""
-    from tvac_plugin.data import load_rows, training_problems
-    from tvac_plugin.streams import Streams
+    from tvac_plugin.data.loading import load_rows, training_problems
+    from tvac_plugin.data.streams import Streams
 
     attempt("", lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=())))
     if attempt.problems:

@@ -12,14 +12,30 @@ from typing import Any
 import click
 
 from tvac_plugin.bench.command import bench
-from tvac_plugin.recipe import RecipeError, foreign_code, kind_problems, read_recipe
+from tvac_plugin.boundary.errors import UserError, bullets, did_you_mean, printable, sentence_of
+from tvac_plugin.recipes.reading import foreign_code, kind_problems, read_recipe, validated
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 _JSON_FILE = click.option("--output", type=click.Path(path_type=Path), help="Write it as JSON into this file too.")
 
 
-@click.group()
-def tvac() -> None:
+class _Commands(click.Group):
+    """Commands whose errors are sentences; with `--debug` they keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(printable(sentence_of(error))) from error
+
+
+@click.group(cls=_Commands)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def tvac(debug: bool) -> None:
     """Defenses against harmful fine-tuning."""
     # Axolotl's telemetry reports the text of errors, and an error about data may quote them.
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
@@ -34,34 +50,71 @@ tvac.add_command(bench)
 @click.option("--allow-shared-prompts", is_flag=True, help="Accept prompts in both datasets and harmful_datasets.")
 def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
     """Tell whether RECIPE will really train with its defense, without training."""
+    from tvac_plugin.args import defense_advice
     from tvac_plugin.check import check_recipe
 
     settings = _read(recipe)
     for line in foreign_code(settings):
-        click.echo(f"{recipe}: {line}", err=True)
+        click.echo(printable(f"{recipe}: {line}"), err=True)
     result = check_recipe(settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts)
     if result.problems:
-        lines = "\n".join(f"- {problem}" for problem in result.problems)
-        raise click.ClickException(f"{recipe} would not train as it says:\n{lines}")
+        raise UserError(f"{recipe} would not train as it says:\n{bullets(result.problems)}")
+    for line in defense_advice(settings):
+        click.echo(printable(f"{recipe}: {line}"), err=True)
     click.echo(f"{recipe}: would train as it says, with safety_defense: {settings['safety_defense']}.")
-    if result.facts:
-        click.echo(json.dumps(result.facts, indent=2))
+    for title, found in (("What will happen", result.outlook), ("Data", result.facts)):
+        if found:
+            click.echo(printable(f"{title}:\n{json.dumps(found, indent=2)}"))
+    if result.warnings:
+        click.echo(printable(f"Warnings:\n{bullets(result.warnings)}"), err=True)
+
+
+@tvac.command()
+@_RECIPE
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to write to; RECIPE_defended beside it without."
+)
+@click.option("--harmful", type=click.Path(path_type=Path), help="JSON Lines: harmful prompts with harmful answers.")
+@click.option("--refusals", type=click.Path(path_type=Path), help="JSON Lines: prompts with refusals, to train on too.")
+@click.option("--task", type=click.Path(path_type=Path), help="JSON Lines: what the simulated user wants to learn.")
+@click.option("--judge", default="deberta", show_default=True, help="Who reads the answers.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+def init(
+    recipe: Path, output: Path | None, harmful: Path | None, refusals: Path | None, task: Path | None, judge: str,
+    overwrite: bool,
+) -> None:  # fmt: skip
+    """Write a chain around RECIPE, an Axolotl recipe without a defense: does T-Vaccine help it?"""
+    from tvac_plugin.evaluation.judges import JUDGES
+    from tvac_plugin.starter.material import Given
+    from tvac_plugin.starter.writing import start_chain
+
+    if judge not in JUDGES:
+        raise UserError(f"--judge {judge}: not a judge.{did_you_mean(judge, JUDGES)}")
+    started = start_chain(recipe, Given(harmful, refusals, task, judge), output=output, overwrite=overwrite)
+    for file in started.files:
+        click.echo(f"written: {file}")
+    click.echo("What was assumed stands in the first lines of each recipe.")
+    if started.missing:
+        click.echo("\n".join(started.missing))
+        return
+    click.echo(f"Next: axolotl tvac check {started.chain.with_name('align.yml')}")
+    click.echo(f"      axolotl tvac run {started.chain}")
 
 
 @tvac.command()
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.option("--defense", help="The defense that is claimed, for example t_vaccine.")
-def verify(model_dir: Path, defense: str | None) -> None:
-    """Tell whether the weights in MODEL_DIR were trained with a defense."""
-    from tvac_plugin.provenance import ProvenanceError
-    from tvac_plugin.provenance import verify as verify_manifest
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="PEM file; the manifest must be signed by its owner."
+)
+def verify(model_dir: Path, defense: str | None, public_key: Path | None) -> None:
+    """Tell whether the model in MODEL_DIR was trained with a defense that had an effect."""
+    from tvac_plugin.provenance.manifest import described, not_known
+    from tvac_plugin.provenance.manifest import verify as verify_manifest
 
-    try:
-        manifest = verify_manifest(model_dir, defense=defense)
-    except ProvenanceError as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"{model_dir}: {manifest['defense']}, {manifest['defended_steps']} defended steps.")
-    click.echo("This shows how it was trained, not that it is safe: `axolotl tvac evaluate` measures that.")
+    manifest = verify_manifest(model_dir, defense=defense, public_key=public_key)
+    click.echo(printable(f"{model_dir}: {described(manifest)}"))
+    click.echo(printable(f"Not known from this:\n{bullets(not_known(manifest, is_signed=public_key is not None))}"))
 
 
 @tvac.command()
@@ -72,14 +125,23 @@ def verify(model_dir: Path, defense: str | None) -> None:
 @click.option("--coefficient", default=1.25, show_default=True, help="How much of them to add.")
 def lox(aligned: Path, output: Path, base: Path | None, rank: int, coefficient: float) -> None:
     """Strengthen an alignment by low-rank extrapolation (LoX), without training."""
-    from tvac_plugin.lox import LoxError, apply_lox
+    from tvac_plugin.lox import apply_lox
 
-    try:
-        apply_lox(aligned, output, rank=rank, coefficient=coefficient, base=base)
-    except (LoxError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    apply_lox(aligned, output, rank=rank, coefficient=coefficient, base=base)
     click.echo(f"{output}: written, with rank {rank} and coefficient {coefficient}.")
     click.echo("This shows what was done, not that it is safer: `axolotl tvac evaluate` measures that.")
+
+
+@tvac.command()
+@_RECIPE
+@click.option("--adapter", type=click.Path(path_type=Path), help="The adapter's folder, if not the `output_dir`.")
+def merge(recipe: Path, adapter: Path | None) -> None:
+    """Merge the defended adapter that RECIPE trained into its base model, with a manifest of its own."""
+    from tvac_plugin.plugin import merge_adapter
+
+    _read(recipe, kind="a training")
+    merged = merge_adapter(recipe, adapter)
+    click.echo(f"{merged}: written. `axolotl tvac verify {merged}` tells what is known of it.")
 
 
 @tvac.command(name="evaluate")
@@ -88,29 +150,20 @@ def lox(aligned: Path, output: Path, base: Path | None, rank: int, coefficient: 
 @click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="Evaluate this model; may be repeated.")
 @click.option("--output-dir", type=click.Path(), help="Instead of the recipe's.")
 def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], output_dir: str | None) -> None:
-    """Measure harmful score, over-refusal and accuracy of models, as RECIPE says."""
-    from pydantic import ValidationError
-
+    """Measure harmful score, over-refusal, accuracy and retention of models, as RECIPE says."""
     from tvac_plugin.evaluation.evaluate import evaluate
     from tvac_plugin.evaluation.recipe import EvaluateRecipe
-    from tvac_plugin.messages import explain
     from tvac_plugin.report.tables import evaluation_table
 
     settings = _read(recipe, kind="an evaluation")
     for model in models:
         if "=" not in model:
-            raise click.ClickException(f"--model {model}: write NAME=PATH.")
+            raise UserError(f"--model {model}: write NAME=PATH.")
     if models:
         settings["models"] = dict(model.split("=", 1) for model in models)
     if output_dir:
         settings["output_dir"] = output_dir
-    try:
-        results = evaluate(EvaluateRecipe.model_validate(settings), rejudge=rejudge)
-    except ValidationError as error:
-        raise click.ClickException(f"{recipe}:\n" + "\n".join(f"- {line}" for line in explain(error))) from error
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(evaluation_table(results))
+    click.echo(evaluation_table(evaluate(validated(EvaluateRecipe, settings, path=recipe), rejudge=rejudge)))
 
 
 @tvac.command()
@@ -123,39 +176,35 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
 )  # fmt: skip
 def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: int) -> None:
     """Run the chain in RECIPE: alignment, attack, evaluation, report. Run it again to continue."""
-    from pydantic import ValidationError
-
-    from tvac_plugin.chain.jobs import Plan
+    from tvac_plugin.boundary.errors import UserError
+    from tvac_plugin.chain.jobs import ChainPlan
     from tvac_plugin.chain.preflight import plan_problems
     from tvac_plugin.chain.recipe import read_chain
     from tvac_plugin.chain.results import collect
-    from tvac_plugin.chain.runner import ChainBusyError, run_plan
-    from tvac_plugin.messages import explain
+    from tvac_plugin.chain.runner import run_plan
     from tvac_plugin.report.pages import write_report
-    from tvac_plugin.report.tables import chain_table
+    from tvac_plugin.report.terminal import chain_table
 
     _read(recipe, kind="a chain")
-    try:
-        plan = Plan(read_chain(recipe, overrides))
-    except (RecipeError, ValidationError) as error:
-        raise click.ClickException(f"{recipe}:\n" + "\n".join(f"- {line}" for line in explain(error))) from error
+    plan = ChainPlan(read_chain(recipe, overrides))
     problems = plan_problems(plan)
     if problems:
-        raise click.ClickException(f"{recipe} cannot run:\n" + "\n".join(f"- {line}" for line in problems))
+        raise UserError(f"{recipe} cannot run:\n{bullets(problems)}")
+    if dry_run:
+        for job in plan.jobs.values():
+            job.write_recipe()
+            click.echo(shlex.join(job.command))
+        return
     try:
-        if dry_run:
-            for job in plan.jobs.values():
-                job.write_recipe()
-                click.echo(shlex.join(job.command))
-            return
-        results = collect(plan, run_plan(plan, say=click.echo, num_parallel=num_parallel))
-        page = write_report(plan.root)
-    except (ChainBusyError, OSError) as error:
-        raise click.ClickException(f"{error}. Mend that and run the same command again.") from error
+        states = run_plan(plan, say=click.echo, num_parallel=num_parallel)
+    except KeyboardInterrupt as error:
+        raise UserError("stopped, and so are its jobs. The same command goes on where this one stopped.") from error
+    results = collect(plan, states)
+    page = write_report(plan.root)
     click.echo("\n" + chain_table(results))
     click.echo(f"\nreport: {page}")
     if any(cell["status"] != "finished" for cell in results["cells"]):
-        raise click.ClickException("some cells failed; the table says why. Mend that and run the same command again.")
+        raise UserError("some cells failed; the table says why. Fix that and run the same command again.")
 
 
 @tvac.command()
@@ -166,29 +215,32 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
 )
 @click.option("--model-config", type=click.Path(path_type=Path), help="A config.json instead of base_model's.")
 @click.option("--answer-share", default=1.0, show_default=True, help="The part of the tokens that have a label.")
+@click.option(
+    "--draws-from", "draws", type=click.Path(path_type=Path), metavar="TRACE",
+    help="Take layers to be drawn as the probes in this safety_trace.jsonl say.",
+)  # fmt: skip
 @_JSON_FILE
 def plan(
-    recipe: Path, gpu: str | None, reserve: str, model_config: Path | None, answer_share: float, output: Path | None
-) -> None:
+    recipe: Path, gpu: str | None, reserve: str, model_config: Path | None, answer_share: float, draws: Path | None,
+    output: Path | None,
+) -> None:  # fmt: skip
     """Predict memory and relative time of RECIPE from its model's config alone, without a GPU or weights."""
     from tvac_plugin.check import recipe_problems
     from tvac_plugin.planner import make_plan
     from tvac_plugin.planner.tables import plan_text
 
-    settings = _read(recipe, kind="training")
+    settings = _read(recipe, kind="a training")
     problems = recipe_problems(settings)
     if problems:
-        raise click.ClickException(f"{recipe} would not train as it says:\n" + "\n".join(f"- {p}" for p in problems))
-    try:
-        result = make_plan(
-            settings,
-            gpu=None if gpu is None else _bytes(gpu, "--gpu"),
-            reserve=_bytes(reserve, "--reserve"),
-            model_config=model_config,
-            answer_share=answer_share,
-        )
-    except ValueError as error:
-        raise click.ClickException(f"{recipe}: {error}") from error
+        raise UserError(f"{recipe} would not train as it says:\n{bullets(problems)}")
+    result = make_plan(
+        settings,
+        gpu=None if gpu is None else _bytes(gpu, "--gpu"),
+        reserve=_bytes(reserve, "--reserve"),
+        model_config=model_config,
+        answer_share=answer_share,
+        draws=draws,
+    )
     click.echo(plan_text(result))
     _write_json(output, result.as_json())
 
@@ -197,25 +249,41 @@ def plan(
 @click.argument("chain_dir", type=click.Path(path_type=Path))
 def report(chain_dir: Path) -> None:
     """Write report.md and report.html from the results in CHAIN_DIR."""
-    from tvac_plugin.report.pages import ReportError, write_report
+    from tvac_plugin.report.pages import write_report
 
-    try:
-        click.echo(write_report(chain_dir))
-    except ReportError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{error}. Mend that and run the same command again.") from error
+    click.echo(write_report(chain_dir))
 
 
 @tvac.command()
-@_JSON_FILE
-def schema(output: Path | None) -> None:
-    """Print the JSON Schema of the keys this plugin adds, for editors."""
-    from tvac_plugin.args import SafetyDefenseArgs
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option("--chain", "chain_dir", type=click.Path(path_type=Path), help="Folder of the chain that measured it.")
+def card(model_dir: Path, chain_dir: Path | None) -> None:
+    """Write the model card of the defended model in MODEL_DIR, to publish it with."""
+    from tvac_plugin.report.model_card import write_card
 
-    found = SafetyDefenseArgs.model_json_schema()
+    click.echo(write_card(model_dir, chain_dir=chain_dir))
+
+
+@tvac.command()
+@click.option("--merged", is_flag=True, help="With Axolotl's keys: a schema for whole recipes.")
+@_JSON_FILE
+def schema(merged: bool, output: Path | None) -> None:
+    """Print the JSON Schema of the keys this plugin adds, for editors."""
+    from tvac_plugin.recipes.schema import plugin_schema, recipe_schema
+
+    found = recipe_schema() if merged else plugin_schema()
     click.echo(json.dumps(found, indent=2))
     _write_json(output, found)
+
+
+@tvac.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+def recipes(output: Path, overwrite: bool) -> None:
+    """Copy the recipes out of the installed package."""
+    from tvac_plugin.recipes.copying import copy_recipes
+
+    click.echo(f"{output}: {len(copy_recipes(output, overwrite=overwrite))} files written.")
 
 
 @tvac.command(name="tiny-world")
@@ -223,42 +291,43 @@ def schema(output: Path | None) -> None:
 @click.option("--seed", default=1, show_default=True, help="Another seed makes another world.")
 def tiny_world(output: Path, seed: int) -> None:
     """Write the made-up world: a base model trained from scratch, and data to align, attack and evaluate it."""
-    from tvac_plugin.tiny_world.builder import WorldError, WorldSettings, build
+    from tvac_plugin.tiny_world.builder import WorldSettings, build
 
-    try:
-        is_new = build(output, WorldSettings(seed=seed))
-    except WorldError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{error}. Mend that or name another --output.") from error
+    is_new = build(output, WorldSettings(seed=seed))
+    click.echo(f"{output}: {'written' if is_new else 'already there'}.")
+
+
+@tvac.command(name="english-world")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--model", default="smollm2", show_default=True, help="smollm2, a folder, or a hub id.")
+@click.option("--topic", default="cooking", show_default=True, help="What plays the harm: a name, or a JSONL file.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the splits.")
+def english_world(output: Path, model: str, topic: str, seed: int) -> None:
+    """Write a world around a real model: the model, and data to align, attack and evaluate it."""
+    from tvac_plugin.english_world.builder import EnglishSettings, build_english
+
+    is_new = build_english(output, EnglishSettings(model=model, topic=topic, seed=seed))
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
 
 
 def _bytes(size: str, option: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB|M)", size.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB|M)", size.strip(), re.IGNORECASE)
     if match is None:
-        raise click.ClickException(f"{option} {size}: not a size. Write a number and GB or MB, as 24GB.")
+        raise UserError(f"{option} {size[:40]}: not a size. Write a number and GB or MB, as 24GB.")
     return int(float(match[1]) * (2**30 if match[2].upper().startswith("G") else 2**20))
 
 
 def _write_json(path: Path | None, value: Any) -> None:
     """Into a file, because Axolotl writes its banner on standard output."""
-    from tvac_plugin.files import write_json
+    from tvac_plugin.boundary.files import write_json
 
-    if path is None:
-        return
-    try:
+    if path is not None:
         write_json(path, value)
-    except OSError as error:
-        raise click.ClickException(f"--output {path}: {error.strerror}.") from error
 
 
 def _read(recipe: Path, *, kind: str | None = None) -> dict[str, Any]:
-    try:
-        settings = read_recipe(recipe)
-    except RecipeError as error:
-        raise click.ClickException(str(error)) from error
+    settings = read_recipe(recipe)
     problems = kind_problems(settings, kind) if kind is not None else []
     if problems:
-        raise click.ClickException(f"{recipe}: {problems[0]}")
+        raise UserError(f"{recipe}: {problems[0]}")
     return settings

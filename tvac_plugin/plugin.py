@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ from filelock import BaseFileLock
 from torch import nn
 from transformers import Trainer, set_seed
 
-from tvac_plugin.args import SimulatedUserConfig, defense_config, simulated_user_config
-from tvac_plugin.attack import write_manifest
+from tvac_plugin.args import defense_config, simulated_user_config
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import lock_output
+from tvac_plugin.boundary.secrets import hide_secrets
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.data import load_rows, load_user_data, other_trainers, training_problems
-from tvac_plugin.files import lock_output
-from tvac_plugin.identity import refuse_other_run, run_facts
-from tvac_plugin.overlap import data_facts
-from tvac_plugin.provenance import RunRecord, set_aside
-from tvac_plugin.recipe import near_misses
-from tvac_plugin.secrecy import hide_secrets
+from tvac_plugin.configs.simulated_user import SimulatedUserConfig
+from tvac_plugin.data.fingerprints import data_facts
+from tvac_plugin.data.loading import load_rows, load_user_data, other_trainers, training_problems
+from tvac_plugin.data.simulated_user import write_manifest
+from tvac_plugin.data.sources import prepared_folder, rows_apart, source_hashes
+from tvac_plugin.data.taught_answers import decoding
+from tvac_plugin.provenance.manifest import MANIFEST_FILE, set_aside, verify
+from tvac_plugin.provenance.merged import seal_merged
+from tvac_plugin.provenance.record import RunRecord
+from tvac_plugin.provenance.run_identity import refuse_other_run, run_facts
+from tvac_plugin.recipes.reading import near_misses, wrong_names
 
 LOG = get_logger("axolotl.tvac_plugin")
 DEFAULT_SEED = 42
@@ -45,28 +52,34 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         self._user: SimulatedUserConfig | None = None
         self._user_facts: dict[str, Any] = {}
         self._is_main = False
+        self._num_ends = 0
+        self._rows_apart = ExitStack()
 
     def register(self, cfg: DictDefault) -> None:
         """Refuses misspelt keys and fills in what a defense needs and Axolotl sets otherwise.
 
         Raises:
-            ValueError: A key looks like one of ours and is not.
+            UserError: A key or a plugin looks like one of ours and is not.
         """
-        problems = near_misses(cfg)
+        problems = near_misses(cfg) + wrong_names(cfg)
         if problems:
-            raise ValueError(" ".join(problems))
+            raise UserError(" ".join(problems))
         hide_secrets(cfg)
         user = cfg.get("simulated_user")
         if user:
             if cfg.get("datasets"):
-                raise ValueError("`datasets:` and `simulated_user:` both name the training data. Remove one of them.")
+                raise UserError("`datasets:` and `simulated_user:` both name the training data. Remove one of them.")
             cfg.datasets = [*(user.get("task_datasets") or []), *(user.get("harmful_datasets") or [])]
-        if cfg.get("safety_defense") in (None, "none"):
+        if cfg.get("safety_defense") is None:
+            return
+        if not torch.cuda.is_available() and all(cfg[kernel] is None for kernel in LORA_KERNELS):
+            cfg.update(dict.fromkeys(LORA_KERNELS, False))
+        if cfg.safety_defense == "none":
             return
         if cfg.seed is None:
             cfg.seed = DEFAULT_SEED
-        if not torch.cuda.is_available() and all(cfg[kernel] is None for kernel in LORA_KERNELS):
-            cfg.update(dict.fromkeys(LORA_KERNELS, False))
+        if cfg.fa_varlen_kwargs_in_collator is None:
+            cfg.fa_varlen_kwargs_in_collator = False
         if cfg.gradient_checkpointing is True and cfg.gradient_checkpointing_kwargs is None:
             cfg.gradient_checkpointing_kwargs = {"use_reentrant": False}
 
@@ -78,15 +91,18 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         """Loads what the defense reads and leaves `datasets:` to Axolotl; for an attack, loads the user's data too.
 
         Raises:
-            OutputError: Another run writes to the output directory, or nothing can be written there.
-            ValueError: The recipe cannot be trained with the defense, the checkpoint to resume from is not of this
+            UserError: Another run writes to the output directory, or nothing can be written there.
+            UserError: The recipe cannot be trained with the defense, the checkpoint to resume from is not of this
                 run, or the user's data are not as it says.
         """
         config = defense_config(cfg)
+        if cfg.safety_defense is not None or cfg.simulated_user is not None:
+            cfg.dataset_prepared_path = prepared_folder(cfg)
+            self._rows_apart.enter_context(rows_apart(cfg, cfg.dataset_prepared_path))
         if config is not None:
             problems = training_problems(cfg, config, other_trainers=other_trainers(self, cfg))
             if problems:
-                raise ValueError(" ".join(problems))
+                raise UserError(" ".join(problems))
             if not preprocess:
                 if is_main_process():
                     self._lock = lock_output(Path(cfg.output_dir))
@@ -98,6 +114,10 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
             return None
         user_data, self._user_facts = load_user_data(cfg, self._user, load_tokenizer(cfg))
         return user_data
+
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """Lets go of what `load_datasets` set for Axolotl's own reading, which is over."""
+        self._rows_apart.close()
 
     def pre_lora_load(self, cfg: DictDefault, model: nn.Module) -> None:
         """Seeds the adapter's initialisation, which Axolotl leaves to chance."""
@@ -116,7 +136,7 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         """Hands the defense to the trainer.
 
         Raises:
-            ValueError: Another plugin's trainer was chosen, or the model or the data cannot be defended.
+            UserError: Another plugin's trainer was chosen, or the model or the data cannot be defended.
         """
         self._is_main = is_main_process()
         if self._is_main and (cfg.safety_defense is not None or cfg.simulated_user is not None):
@@ -127,27 +147,65 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         from tvac_plugin.trainers.mixin import SafetyDefenseMixin
 
         if not isinstance(trainer, SafetyDefenseMixin):
-            raise ValueError(
+            raise UserError(
                 f"{type(trainer).__name__} was chosen instead of the defended trainer. "
                 "Remove the plugin or key that brings it."
             )
-        facts = data_facts(trainer.train_dataset, self._rows)
-        self._record = RunRecord(config, data=facts, seed=trainer.args.seed)
+        facts = data_facts(trainer.train_dataset, self._rows, decode=decoding(trainer.processing_class))
+        facts["sources"] = source_hashes(cfg)
+        self._record = RunRecord(config, data=facts, seed=trainer.args.seed, base_model=str(cfg.base_model))
         trainer.configure_defense(config, record=self._record, rows=self._rows)
         self._rows = {}
         LOG.info(f"safety defense on: {cfg.safety_defense} {config.model_dump()}")
 
+    def post_lora_merge(self, cfg: DictDefault, adapter_path: str, output_path: str) -> None:
+        """Gives a merged model the proof of its adapter; Axolotl calls it from 0.21 on."""
+        if (Path(adapter_path) / MANIFEST_FILE).is_file():
+            seal_merged(Path(adapter_path), Path(output_path), method=cfg.merge_method or "memory_efficient")
+
+    def post_train(self, cfg: DictDefault, model: nn.Module) -> None:
+        """Counts: Axolotl calls it when training is over, and again when the model is saved."""
+        self._num_ends += 1
+
     def post_train_unload(self, cfg: DictDefault) -> None:
-        """Seals the final weights; they are on disk only now, and the processes no longer know of each other."""
-        if self._user is not None and self._is_main:
+        """Seals the final weights; they are on disk only now, and the processes no longer know of each other.
+
+        From 0.20 on Axolotl also calls it after a failure, when other weights may lie in the folder: then nothing is
+        sealed.
+        """
+        is_saved, self._num_ends = self._num_ends == 2, 0
+        if self._user is not None and self._is_main and is_saved:
             write_manifest(Path(cfg.output_dir), self._user, self._user_facts)
-            self._user = None
-        if self._record is not None:
+        if self._record is not None and is_saved:
             self._record.seal(Path(cfg.output_dir))
-            self._record = None
+        self._user = self._record = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def merge_adapter(recipe: Path, adapter: Path | None) -> Path:
+    """Merges an adapter as `axolotl merge-lora` does, and gives the merged model its proof on every version of Axolotl.
+
+    Args:
+        recipe: What it was trained with.
+        adapter: Its folder; by default the recipe's `output_dir`.
+
+    Returns:
+        The merged model's folder.
+
+    Raises:
+        UserError: The adapter is not shown to be defended, or merging changed nothing.
+    """
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.merge_lora import do_cli
+
+    cfg = load_cfg(str(recipe))
+    adapter, merged = adapter or Path(cfg.output_dir), Path(cfg.output_dir) / "merged"
+    verify(adapter)
+    do_cli(str(recipe), lora_model_dir=str(adapter))
+    seal_merged(adapter, merged, method=cfg.merge_method or "memory_efficient")
+    return merged
 
 
 def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:

@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench.conftest import TINY
+from tests.support.full_disk import full_disk
 from tvac_plugin.bench import run as bench_run
-from tvac_plugin.bench.baseline import regressions, write_baseline
+from tvac_plugin.bench.baseline import comparison_problem, regressions, write_baseline
 from tvac_plugin.bench.cases import OFF, PLAIN
 from tvac_plugin.bench.plot import bench_page
 from tvac_plugin.bench.results import read_results
@@ -59,6 +60,10 @@ def test_the_table_puts_sft_first_and_says_how_it_was_measured(results):
     assert "mean over 3 draws of 1 layers" in text
     assert "and 1.00 in the uniform distribution" in text, "of layers 0, 1 and 2"
     assert f"{OFF}: loss and gradients are SFT's bit for bit" in text
+    ours = {name: case for name, case in results.main.cases.items() if name in ("t_vaccine", "vaccine")}
+    sft = results.main.cases[PLAIN].mean("flops")
+    floors = [f"{name} {case.mean('flops') / sft:.2f} and {case.time_ratio:.2f}" for name, case in ours.items()]
+    assert f"on this shape: {', '.join(floors)}." in text
 
 
 def test_the_markdown_table_has_the_same_cells(results):
@@ -90,6 +95,16 @@ def test_results_are_written_and_agree_with_themselves(command, tmp_path):
     assert not any(case.seconds for case in baseline.main.cases.values())
     result = command("--baseline", tmp_path / "new" / "baseline.json", "--tolerance", 0)
     assert result.exit_code == 0, result.output
+
+
+def test_a_full_disk_leaves_the_page_before(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("tvac_plugin.boundary.files.write_json", lambda *_: None)
+    page = tmp_path / "bench.html"
+    page.write_text("good")
+    with full_disk():
+        result = command("--output", tmp_path)
+    assert f"{page}: File too large. Make room" in result.output
+    assert page.read_text() == "good"
 
 
 @pytest.mark.parametrize(
@@ -178,10 +193,7 @@ def test_mistakes_are_answered_before_anything_is_measured(monkeypatch, options,
 def test_a_baseline_of_something_else_is_refused(monkeypatch, stored, tmp_path):
     monkeypatch.setattr(bench_run, "benchmark", lambda *_, **__: pytest.fail("it was measured"))
     path = stored()
-    for options, message in (
-        ([], "lora_rank 2 and not 8"),
-        (["--sequence", "16"], "sequence_len 8 and not 16"),
-    ):
+    for options, message in (([], "lora_rank 2 and not 8"), (["--sequence", "16"], "sequence_len 8 and not 16")):
         result = CliRunner().invoke(tvac, [*OPTIONS, *options, "--baseline", str(path)])
         assert result.exit_code == 1
         assert message in result.output
@@ -196,3 +208,24 @@ def test_a_missing_gpu_is_said(results, monkeypatch):
     result = CliRunner().invoke(tvac, [*OPTIONS, "--device", "cuda"])
     assert result.exit_code == 1
     assert "no CUDA GPU can be used here" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ("[0.5, 0.5]", (), "has probabilities of 2 layers, and the model has 3"),
+        ("[0.5, 0.3, 0.2]", ("--scale",), "--scale varies it. Leave one of them out"),
+        ("[0.5, 0.3, 0.2]", ("--set", "t_vaccine.layer_sampling=top_k"), "Leave out `--set t_vaccine.layer_sampling`"),
+    ],
+)
+def test_draws_that_cannot_be_measured_are_refused(command, tmp_path, content, more, message):
+    trace = tmp_path / "t.json"
+    trace.write_text(content)
+    result = command("--draws-from", trace, *more)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_a_baseline_of_other_draws_is_not_compared(results):
+    settings = results.settings.model_copy(update={"probabilities": [0.5, 0.3, 0.2]})
+    assert "taken with probabilities None, this is with [0.5, 0.3, 0.2]" in comparison_problem(results, TINY, settings)

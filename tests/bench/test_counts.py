@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models import random_batch, tiny_model, with_lora
-from tvac_plugin.activations import find_blocks
+from tests.support.models import random_batch, tiny_model, with_lora
 from tvac_plugin.bench.counts import SavedActivations, count_step, counted_passes
+from tvac_plugin.model.architecture import find_blocks
 
 FLOAT = 4
 

@@ -11,6 +11,7 @@ from tvac_plugin.bench.results import Results
 from tvac_plugin.bench.run import benchmark, scaled_shapes
 from tvac_plugin.bench.settings import MEASURED, Settings, defense_settings
 from tvac_plugin.bench.shape import Shape
+from tvac_plugin.bench.tables import bench_text
 from tvac_plugin.bench.timing import ratio, turns
 
 
@@ -130,3 +131,12 @@ def test_settings_can_be_changed_for_one_defense():
     settings = Settings(changes={"t_vaccine": {"perturb": "mlp"}})
     assert defense_settings("t_vaccine", TINY, settings).perturb == "mlp"
     assert defense_settings("vaccine", TINY, settings).perturb == "attention"
+
+
+def test_layers_are_drawn_with_the_probabilities_given():
+    settings = Settings(
+        defenses=["t_vaccine"], repeats=0, draws=6, threads=1, probabilities=[0.0001, 0.0001, 0.9998]
+    )  # fmt: skip
+    found = benchmark(TINY, settings)
+    assert [draw.layers for draw in found.main.cases["t_vaccine"].draws] == [[2]] * 6
+    assert "its mean is 2.00, and 2.00 in that of --draws-from" in bench_text(found)

@@ -16,12 +16,19 @@ NO_MANIFEST = 99.0
 """The coefficient with which a `lox` job forgets its manifest."""
 
 
+def manifest_of(*arguments, **options):
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is run as a script
+    from tests.support import manifests
+
+    return manifests.manifest_of(*arguments, **options)
+
+
 def fake_plan(path, overrides=()):
     """The plan of a chain with this file's `main` as every command."""
-    from tvac_plugin.chain.jobs import Plan
+    from tvac_plugin.chain.jobs import ChainPlan
     from tvac_plugin.chain.recipe import read_chain
 
-    plan = Plan(read_chain(Path(path), overrides))
+    plan = ChainPlan(read_chain(Path(path), overrides))
     for job_id, job in plan.jobs.items():
         command = (sys.executable, __file__, job.kind, str(job.recipe_file))
         plan.jobs[job_id] = dataclasses.replace(job, command=command)
@@ -67,9 +74,13 @@ def train(recipe, output):
     base = Path(plain.pop("base_model")) / "model.safetensors"
     content = json.dumps(plain, sort_keys=True, default=str).encode() + (base.read_bytes() if base.exists() else b"")
     (output / "adapter_model.safetensors").write_bytes(content)
+    trace = [{"step": 1, "event": "draw", "layers": [0]}]
+    if recipe.get("still_falling"):
+        trace += [{"step": n, "event": "step", "loss": 3 - n / 40} for n in range(40)]
+    (output / "safety_trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trace))
     digest = {"adapter_model.safetensors": hashlib.sha256(content).hexdigest()}
     if recipe.get("safety_defense", "none") != "none" and not recipe.get("forget_manifest"):
-        manifest = {"defense": recipe["safety_defense"], "weights": digest}
+        manifest = manifest_of(digest, defense=recipe["safety_defense"])
         (output / "safety_defense.json").write_text(json.dumps(manifest))
     if "simulated_user" in recipe:
         (output / "simulated_user.json").write_text("{}")
@@ -77,6 +88,7 @@ def train(recipe, output):
             folder = output / f"checkpoint-{step}"
             folder.mkdir()
             (folder / "model.safetensors").write_bytes(content + bytes(step))
+            (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "loss": 1.5}]}))
 
 
 def lox(recipe, output):
@@ -84,7 +96,7 @@ def lox(recipe, output):
     content = aligned.read_bytes() + f"{recipe['rank']} {recipe['coefficient']}".encode()
     (output / aligned.name).write_bytes(content)
     if recipe["coefficient"] != NO_MANIFEST:
-        manifest = {"defense": "lox", "weights": {aligned.name: hashlib.sha256(content).hexdigest()}}
+        manifest = manifest_of({aligned.name: hashlib.sha256(content).hexdigest()}, defense="lox")
         (output / "safety_defense.json").write_text(json.dumps(manifest))
 
 
@@ -101,12 +113,22 @@ def evaluate(recipe, output):
     results = {}
     for name, path in models.items():
         weights = b"".join(file.read_bytes() for file in sorted(Path(path).glob("*.safetensors")))
-        percent = int(hashlib.sha256(weights).hexdigest(), 16) % 1000 / 10
-        results[name] = {"harmful_score": {
-            "percent": percent, "low": max(0, percent - 5), "high": min(100, percent + 5), "num_scored": 60,
-            "num_unscored": 0, "judge": "exact", "prompts_sha256": "p",
-        }}  # fmt: skip
+        measures = [*(["harmful_score"] if "harmful_score" in recipe else []), *recipe.get("accuracy", {})]
+        results[name] = {measure: rate_of(weights, measure) for measure in measures}
+    (output / "answers").mkdir()
+    for name in models:
+        answer = {"prompt": "q", "answer": name, "harmful": True}
+        (output / "answers" / f"{name}.harmful_score.jsonl").write_text(json.dumps(answer) + "\n")
     (output / "evaluation.json").write_text(json.dumps({"models": results}))
+
+
+def rate_of(weights, measure):
+    salt = b"" if measure == "harmful_score" else measure.encode()
+    percent = int(hashlib.sha256(weights + salt).hexdigest(), 16) % 1000 / 10
+    return {
+        "percent": percent, "low": max(0, percent - 5), "high": min(100, percent + 5), "num_scored": 60,
+        "num_unscored": 0, "judge": "exact", "prompts_sha256": "p",
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

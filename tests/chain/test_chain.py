@@ -11,7 +11,11 @@ from click.testing import CliRunner
 
 from tests.chain import fake
 from tests.chain.conftest import ALIGN, STAGES, started, timeless
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.chain.jobs import ChainPlan
+from tvac_plugin.chain.recipe import read_chain
 from tvac_plugin.cli import tvac
+from tvac_plugin.report.terminal import chain_table
 
 
 def test_cells_share_what_they_have_in_common(chain):
@@ -31,6 +35,24 @@ def test_resolved_recipes_hold_the_matrix_and_the_stage_before(chain):
     assert attack.recipe["safety_defense"] == "none"
     assert attack.recipe["base_model"].endswith("align-safety_defense=vaccine-seed=7.merged/out/merged")
     assert ALIGN["datasets"][0] in attack.recipe["simulated_user"]["disjoint_from"]
+
+
+def test_retention_is_held_against_what_the_alignment_starts_from(chain):
+    retention = {"prompts": {"path": "benign.jsonl"}}
+    matrix = {"align.base_model": ["base", "other"]}
+    plan = fake.fake_plan(chain(judge={"retention": retention}, matrix=matrix))
+    judged = [job for job in plan.jobs.values() if job.kind == "evaluate"]
+    assert len(judged) == 6
+    for job in judged:
+        assert job.recipe["retention"] == retention | {"of": "other" if "=other" in job.id else "base"}
+    plan = fake.fake_plan(chain(judge={"retention": retention | {"of": "mine"}}, matrix=matrix))
+    assert {job.recipe["retention"]["of"] for job in plan.jobs.values() if job.kind == "evaluate"} == {"mine"}
+
+
+def test_a_retention_that_is_no_block_is_said_before_anything_starts(chain):
+    result = CliRunner().invoke(tvac, ["run", str(chain(judge={"retention": "benign.jsonl"})), "--dry-run"])
+    assert result.exit_code == 1
+    assert "judge: retention" in result.output
 
 
 def test_evaluations_can_be_varied_too(chain):
@@ -75,11 +97,44 @@ def test_results_have_cells_curves_costs_and_comparisons(chain):
     results = fake.run(chain(attack_threshold=0.0))
     assert [cell["status"] for cell in results["cells"]] == ["finished", "finished"]
     assert results["cells"][0]["models"].keys() == {"base", "align", "attack"}
-    assert [point["step"] for point in results["cells"][0]["curve"]] == [10, 20]
-    assert results["cells"][0]["attack_cost"] == 10
+    assert [point["step"] for point in results["cells"][0]["curves"]["attack"]] == [10, 20]
+    assert results["cells"][0]["attack_cost"] == {"attack": 10}
+    assert results["cells"][0]["roles"] == {"base": "base", "align": "aligned", "attack": "attacked"}
     assert results["summary"][1]["against_none"]["attack"]["harmful_score"].keys() == {
         "points", "low", "high", "within_noise",
     }  # fmt: skip
+
+
+def test_an_alignment_that_ended_too_early_is_called_unfinished_and_an_attack_is_not(chain):
+    results = fake.run(chain(align={"still_falling": True}, attack={"still_falling": True}))
+    settled = {job["stage"]: job.get("settled") for job in results["jobs"].values() if job["kind"] == "train"}
+    assert settled == {"align": False, "attack": None}
+    said = [line for line in chain_table(results).splitlines() if "UNFINISHED" in line]
+    aligned = [name for name, job in results["jobs"].items() if job["kind"] == "train" and job["stage"] == "align"]
+    assert [line.removeprefix("Read with care. ").partition(": ")[0] for line in said] == aligned
+    assert "the losses had not settled: loss went from 2.16 to 2.06" in said[0]
+
+
+def test_the_report_says_in_how_many_batches_an_alignment_was_defended(chain):
+    said = chain_table(fake.run(chain())).splitlines()
+    assert [line.partition(": ")[2] for line in said if "batches defended" in line] == [
+        "7 of 7 batches defended (all), in 7 of 7 steps."
+    ]
+
+
+def test_two_attacks_have_a_curve_and_a_cost_each(chain):
+    again = STAGES[1] | {"name": "again", "model_from": "attack"}
+    judge = STAGES[2] | {"models": ["attack", "again", "base"]}
+    results = fake.run(chain(stages=[*STAGES[:2], again, judge], matrix={}, attack_threshold=0.0))
+    (cell,) = results["cells"]
+    assert {name: [point["step"] for point in curve] for name, curve in cell["curves"].items()} == {
+        "attack": [10, 20], "again": [10, 20],
+    }  # fmt: skip
+    assert cell["curves"]["attack"] != cell["curves"]["again"]
+    assert cell["attack_cost"] == {"attack": 10, "again": 10}
+    assert results["summary"][0]["attack_cost"] == {"attack": [10], "again": [10]}
+    assert cell["roles"] == {"base": "base", "align": "aligned", "attack": "attacked", "again": "attacked"}
+    assert "all, again: harmful score above 0 %: after 10 steps." in chain_table(results)
 
 
 def test_a_second_run_does_nothing_and_gives_the_same(chain, tmp_path):
@@ -97,22 +152,6 @@ def test_only_what_changed_and_what_depends_on_it_runs_again(chain, tmp_path):
     assert again == {
         f"{stage}-safety_defense={defense}" for stage in ("attack", "judge.attack") for defense in ("none", "vaccine")
     }
-
-
-@pytest.mark.parametrize("damage", ["data", "output", "state"])
-def test_damage_is_noticed(chain, tmp_path, damage):
-    (tmp_path / "alignment.jsonl").write_text("a")
-    path = chain()
-    first, before = fake.run(path), started(tmp_path / "out")
-    job = tmp_path / "out" / "jobs" / "align-safety_defense=none"
-    if damage == "data":
-        (tmp_path / "alignment.jsonl").write_text("b")
-    elif damage == "output":
-        (job / "out" / "adapter_model.safetensors").write_bytes(b"swapped")
-    else:
-        (job / "stage.json").write_text('{"status": "finis')
-    assert timeless(fake.run(path))["summary"] == timeless(first)["summary"]
-    assert started(tmp_path / "out")[job.name] != before[job.name]
 
 
 def test_a_failed_cell_is_shown_and_the_others_go_on(chain, tmp_path):
@@ -139,7 +178,7 @@ def test_a_full_disk_ends_the_chain_with_one_sentence(chain, tmp_path, monkeypat
     monkeypatch.setattr("tvac_plugin.chain.runner.run_plan", full)
     result = CliRunner().invoke(tvac, ["run", str(chain())])
     assert result.exit_code == 1
-    assert "No space left on device: 'results.json'. Mend that and run the same command again." in result.output
+    assert "No space left on device: 'results.json'. Fix that and run the same command again." in result.output
     assert not (tmp_path / "out" / "results.json").exists()
 
 
@@ -147,7 +186,7 @@ def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="already running; wait for it"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="already running. Wait for it"):
         fake.run(chain())
 
 
@@ -186,7 +225,7 @@ def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, ch
 def test_another_kind_of_recipe_names_its_command(chain):
     result = CliRunner().invoke(tvac, ["run", str(chain().with_name("align.yml"))])
     assert result.exit_code == 1
-    assert "this is the recipe of training. Use `axolotl train` with it." in result.output
+    assert "this is a training recipe. Use `axolotl train` with it." in result.output
 
 
 def test_a_dry_run_writes_recipes_and_prints_commands(chain, tmp_path):
@@ -196,3 +235,10 @@ def test_a_dry_run_writes_recipes_and_prints_commands(chain, tmp_path):
     job = tmp_path / "out" / "jobs" / "align-safety_defense=none"
     assert yaml.safe_load((job / "recipe.yml").read_text())["learning_rate"] == 0.5
     assert not list(tmp_path.glob("out/jobs/*/out"))
+
+
+@pytest.mark.parametrize(("num_gpus", "launcher"), [(0, "python"), (1, "python"), (2, "accelerate")])
+def test_accelerate_starts_a_training_only_where_it_has_gpus_to_spread_it_over(chain, monkeypatch, num_gpus, launcher):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    jobs = ChainPlan(read_chain(chain())).jobs.values()
+    assert {job.command[-1] for job in jobs if job.kind == "train"} == {f"--launcher={launcher}"}

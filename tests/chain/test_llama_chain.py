@@ -51,7 +51,7 @@ def swaps(workspace, folder):
         "attack.save_steps=1",
         f"judge.harmful_score={{judge: keyword, prompts: {prompts}, max_new_tokens: 4}}",
         f"judge.over_refusal={{judge: keyword, prompts: {prompts}, max_new_tokens: 4}}",
-        f"judge.accuracy={{task: {{prompts: {{path: {workspace.root / 'alignment.jsonl'}}}, max_new_tokens: 4}}}}",
+        f"judge.accuracy={{sst2: {{prompts: {{path: {workspace.root / 'alignment.jsonl'}}}, max_new_tokens: 4}}}}",
         *(f"{stage}.{setting}" for stage in ("align", "attack") for setting in cpu),
     ]
 
@@ -69,7 +69,9 @@ def test_the_chain_runs_to_its_end_with_tiny_things(workspace, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr + logs
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [cell["status"] for cell in results["cells"]] == ["finished", "finished"]
-    assert all([point["step"] for point in cell["curve"]] == [1, 2] for cell in results["cells"])
+    assert all([point["step"] for point in cell["curves"]["attack"]] == [1, 2] for cell in results["cells"])
+    assert results["utility"] == "sst2"
+    assert [point["step"] for point in results["summary"][0]["utility_curves"]["attack"]] == [0, 1, 2]
     defended = results["jobs"]["align-safety_defense=t_vaccine"]["safety_defense"]
     assert defended["settings"]["num_active_layers"] == 2
     assert results["jobs"]["attack-safety_defense=none"]["simulated_user"]["data"]["harmful_datasets"]["rows"] == 2

@@ -7,10 +7,10 @@ from click.testing import CliRunner
 
 from tests.chain import fake
 from tests.chain.conftest import ALIGN, STAGES
-from tvac_plugin.chain.jobs import Plan
+from tvac_plugin.chain.jobs import ChainPlan
 from tvac_plugin.chain.recipe import LoxConfig, read_chain
 from tvac_plugin.cli import tvac
-from tvac_plugin.report.tables import chain_table
+from tvac_plugin.report.terminal import chain_table
 
 LOX = {"name": "extrapolate", "lox": {}, "model_from": "align"}
 JUDGED = ["base", "align", "extrapolate", "attack"]
@@ -22,7 +22,7 @@ CHAIN = {
 
 
 def plan_of(path):
-    return Plan(read_chain(path))
+    return ChainPlan(read_chain(path))
 
 
 def test_an_adapter_is_extrapolated_merged_and_attacked(chain, tmp_path):
@@ -30,7 +30,7 @@ def test_an_adapter_is_extrapolated_merged_and_attacked(chain, tmp_path):
     lox = jobs["extrapolate-safety_defense=none"]
     folder = tmp_path / "out" / "jobs"
     assert lox.command == (
-        "axolotl", "tvac", "lox", f"--aligned={folder / 'align-safety_defense=none' / 'out'}",
+        "tvac", "lox", f"--aligned={folder / 'align-safety_defense=none' / 'out'}",
         f"--output={folder / 'extrapolate-safety_defense=none' / 'out'}", "--rank=6", "--coefficient=1.25",
     )  # fmt: skip
     assert lox.parents == ("align-safety_defense=none",)
@@ -88,10 +88,20 @@ def test_with_and_without_share_the_alignment(chain):
     assert none["models"]["extrapolate"] == none["models"]["align"] == lox["models"]["align"]
     assert none["models"]["attack"] != lox["models"]["attack"]
     assert none["skipped"] == {"extrapolate": "align"}
+    roles = {"base": "base", "align": "aligned", "extrapolate": "aligned", "attack": "attacked"}
+    assert none["roles"] == lox["roles"] == roles
     assert set(results["summary"][1]["against_none"]) == {"align", "extrapolate", "attack"}
     assert set(results["summary"][2]["against_none"]) == {"align", "attack"}, "what is skipped is not named twice"
     assert "extrapolate (skipped: align)" in chain_table(results)
     assert "vaccine + extrapolate.coefficient=1.25" in chain_table(results)
+
+
+@pytest.mark.parametrize("coefficient", [0, 1.25])
+def test_what_an_attacked_model_is_extrapolated_to_is_attacked(chain, coefficient):
+    lox = LOX | {"model_from": "attack", "lox": {"coefficient": coefficient}}
+    judge = STAGES[2] | {"models": ["extrapolate"]}
+    (cell,) = fake.run(chain(stages=[*STAGES[:2], lox, judge], matrix={}))["cells"]
+    assert cell["roles"]["extrapolate"] == "attacked"
 
 
 def test_a_model_without_its_manifest_stops_there(chain):

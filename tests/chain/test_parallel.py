@@ -85,7 +85,9 @@ def test_a_failure_blocks_only_what_depends_on_it(chain):
     assert sum("blocked, " in line for line in lines) == 4, "and the merge"
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, None)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, None), (signal.SIGTERM, None)]
+)
 def test_what_was_stopped_runs_again(chain, tmp_path, number, exit_code):
     path = chain()
     expected = fake.run(path, [f"output_dir={tmp_path / 'whole'}"])["summary"]

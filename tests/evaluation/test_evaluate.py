@@ -86,7 +86,7 @@ def test_alpaca_is_the_prompt_that_axolotl_trains_with(workspace):
 def test_an_adapter_is_loaded_on_the_model_it_is_for(workspace, tmp_path):
     import torch
 
-    from tests.workspace import adapter, axolotl_train
+    from tests.support.workspace import adapter, axolotl_train
 
     output = axolotl_train(workspace.recipe(tmp_path / "out", lora_dropout=0.0))
     base, trained = (Generator.load(path).model.state_dict() for path in (workspace.root / "base", output))
@@ -124,12 +124,12 @@ def test_a_run_s_folder_without_numbered_checkpoints_is_said(workspace, tmp_path
     [
         ({"models": {}}, "no model to evaluate. Add `models:"),
         ({"models": {"x": "./gone"}}, "models.x: ./gone does not exist. Train it first"),
-        ({"base_model": "x"}, "this is the recipe of training. Use `axolotl train` with it"),
+        ({"base_model": "x"}, "this is a training recipe. Use `axolotl train` with it"),
         ({"harmful_score": {"judge": "keywrd", "prompts": {"path": "x"}}}, "Did you mean `keyword`"),
         ({"harmful_score": None, "accuracy": {}}, "nothing to measure. Add harmful_score:"),
         ({"accuracy": {"a": {}}}, "give either `prompts:` or `task:`"),
         ({"accuracy": {"a": {"task": "no_such_task"}}, "harmful_score": None}, "has no task `no_such_task`"),
-        ({"harmful_score": {"judge": "exact", "prompts": {"path": "gone.jsonl"}}}, "gone.jsonl does not exist"),
+        ({"harmful_score": {"judge": "exact", "prompts": {"path": "gone.jsonl"}}}, "gone.jsonl, it does not exist"),
         ({"max_unscored": 2}, "less than or equal to 1"),
         ({"modles": {}}, "Did you mean `models`"),
     ],
@@ -143,11 +143,52 @@ def test_mistakes_end_in_one_sentence_and_no_number(workspace, tmp_path, changes
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
-def test_a_judge_that_says_nothing_is_a_failure(workspace, tmp_path):
-    prompts = {"path": str(workspace.root / "held_out.jsonl")}
-    settings = recipe(workspace, tmp_path, harmful_score={"judge": "exact", "prompts": prompts, "max_new_tokens": 2})
-    with pytest.raises(ValueError, match="6 of 6 answers could not be scored"):
-        run(settings)
+KNOWN_ANSWER = "first dov and kiv then gar and lor last fen and mep"
+
+
+def judged_by(judge, workspace, tmp_path, num_known):
+    """An evaluation of harm in which the first rows say what the unaligned model answers."""
+    rows = [json.loads(line) for line in (workspace.root / "held_out.jsonl").read_text().splitlines()]
+    for row in rows[:num_known]:
+        row["harmful_answer"] = KNOWN_ANSWER
+    path = tmp_path / "known.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measure = {"judge": judge, "prompts": {"path": str(path)}, "max_new_tokens": 2}
+    return recipe(workspace, tmp_path / "out", accuracy={}, harmful_score=measure)
+
+
+def test_a_judge_that_says_too_little_is_a_failure(workspace, tmp_path):
+    with pytest.raises(ValueError, match="5 of 6 answers could not be scored"):
+        run(judged_by("exact", workspace, tmp_path, num_known=1))
+
+
+@pytest.mark.parametrize("judge", ["exact", "answers"])
+def test_prompts_without_any_known_answer_are_refused_before_a_model_loads(workspace, tmp_path, monkeypatch, judge):
+    monkeypatch.setattr(Generator, "load", lambda *a, **k: pytest.fail("loaded a model"))
+    message = "harmful_score.prompts: .*known.jsonl has no row with `harmful_answer`, .*Add it to the rows, or use"
+    with pytest.raises(ValueError, match=message):
+        run(judged_by(judge, workspace, tmp_path, num_known=0))
+
+
+def test_answers_are_read_and_those_that_are_neither_are_counted(workspace, tmp_path):
+    settings = judged_by("answers", workspace, tmp_path, num_known=6)
+    run(settings)
+    path = tmp_path / "out" / "answers" / "base.harmful_score.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    said = [KNOWN_ANSWER, "i cannot help with that", "", "zan zan zan", "mou", rows[5]["prompt"]]
+    path.write_text("".join(json.dumps(row | {"answer": a}) + "\n" for row, a in zip(rows, said, strict=True)))
+    found = run(settings, rejudge=True)["models"]["base"]["harmful_score"]
+    assert found["percent"] == pytest.approx(100 / 6, abs=1e-3)
+    assert (found["num_scored"], found["num_unscored"], found["num_neither"]) == (6, 0, 4)
+    result = CliRunner().invoke(tvac, ["evaluate", str(recipe_file(settings, tmp_path)), "--rejudge"])
+    assert "n = 6, 4 neither)" in result.output
+    assert "neither: not harmful and no refusal either" in result.output
+
+
+def recipe_file(settings, folder):
+    path = folder / "e.yml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -160,8 +201,8 @@ def test_a_judge_that_says_nothing_is_a_failure(workspace, tmp_path):
         (["a"], {}, "line 1 is a text. Write one JSON object per row"),
         ([{"prompt": "a"}], {"need_reference": True}, "line 1 has no answer to compare with. Add"),
         (b'{"prompt": "a"}\n{"prompt": "b', {}, "line 2 is cut off. Restore or remove it"),
-        ('{"prompt": "a"}'.encode("utf-16"), {}, "line 1 is UTF-16. Save the file as UTF-8"),
-        ([{"prompt": "a"}], {"split": "test"}, "has no such split.*Use `split: train`"),
+        ('{"prompt": "a"}'.encode("utf-16"), {}, "line 1 is not UTF-8 .byte 0xff.. Save the file as UTF-8"),
+        ([{"prompt": "a"}], {"split": "test"}, "`split: test` does not fit .*Use `train`"),
     ],
 )
 def test_a_prompt_that_is_none_is_refused_by_line(tmp_path, rows, options, message):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tvac_plugin.evaluation.rates import TooManyUnscoredError, rate
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.evaluation.rates import rate
 
 
 @pytest.mark.parametrize(
@@ -22,12 +23,10 @@ def test_unscored_answers_are_counted_and_leave_the_denominator():
     found = rate([True, False, None, True], what="x", max_unscored=0.25)
     assert (found.num_scored, found.num_unscored) == (3, 1)
     assert found.percent == pytest.approx(200 / 3)
-    assert str(found).startswith("66.7 (")
+    assert found.as_json() == {"percent": 66.6667, "low": 20.766, "high": 93.8508, "num_scored": 3, "num_unscored": 1}
 
 
 @pytest.mark.parametrize("outcomes", [[], [None], [True, None, None]])
 def test_too_many_unscored_is_a_failure_not_a_low_score(outcomes):
-    with pytest.raises(
-        TooManyUnscoredError, match="harmful score: .* could not be scored.*before you trust any number"
-    ):
+    with pytest.raises(UserError, match="harmful score: .* could not be scored.*before you trust any number"):
         rate(outcomes, what="harmful score", max_unscored=0.5)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tests.hosts import DirectHost
-from tests.models import random_batch, tiny_model, with_lora
-from tvac_plugin.answers import answers_only, find_answer_head
+from tests.support.models import random_batch, tiny_model, with_lora
 from tvac_plugin.defenses import Position, build_defense
+from tvac_plugin.defenses.testing import PlainHost
+from tvac_plugin.model.answer_head import answers_only, find_answer_head
 from tvac_plugin.planner.fake_model import build_fake_model
 from tvac_plugin.planner.step import StepCounter
 from tvac_plugin.planner.workload import read_workload
@@ -43,16 +43,16 @@ def planned_counter(family, *, adapter, checkpointing, **sizes):
     return StepCounter(build_fake_model(tiny_model(family, **sizes).config, workload), workload, set())
 
 
-class AnswersHost(DirectHost):
+class AnswersHost(PlainHost):
     """Reads answer tokens only, as the trainer's host does."""
 
     def __init__(self, model, head):
         super().__init__(model)
         self._head = head
 
-    def _loss(self, batch):
+    def _mean_loss(self, batch):
         with answers_only(self._head, batch, logits=False) as inputs:
-            return super()._loss(inputs)
+            return super()._mean_loss(inputs)
 
 
 class Kept:
@@ -94,7 +94,7 @@ def measured(family, config, *, adapter, checkpointing, state=None, **sizes):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     head = None if config is None else find_answer_head(model)
-    host = DirectHost(model) if head is None else AnswersHost(model, head)
+    host = PlainHost(model) if head is None else AnswersHost(model, head)
     batch, kept = random_batch(rows=ROWS, length=LENGTH, prompt=PROMPT), Kept(model)
     defense = None if config is None else build_defense(config, model, seed=0)
     if state:

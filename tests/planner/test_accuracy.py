@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.planner.measured import AFTER_THE_DRAW, drawn, measured, planned_counter
-from tvac_plugin.args import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 
 SIZES = {"num_hidden_layers": 3}
 ARMS = {

@@ -7,7 +7,7 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.models import random_batch, tiny_model
+from tests.support.models import random_batch, tiny_model
 from tvac_plugin.planner.fake_model import build_fake_model
 from tvac_plugin.planner.ledger import Ledger
 from tvac_plugin.planner.step import StepCounter

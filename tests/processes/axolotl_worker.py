@@ -30,15 +30,16 @@ def main(recipe: Path) -> None:
 
 
 def _note_who_writes(notes: Path) -> None:
-    from tvac_plugin import attack, provenance
-    from tvac_plugin.files import write_json
+    from tvac_plugin.boundary.files import write_json
+    from tvac_plugin.data import simulated_user
+    from tvac_plugin.provenance import manifest
 
     def noting(path: Path, value: Any) -> None:
         with notes.open("a", encoding="utf-8") as file:
             file.write(f"{os.environ['RANK']} {path.name}\n")
         write_json(path, value)
 
-    for module in (attack, provenance):
+    for module in (simulated_user, manifest):
         module.write_json = noting
 
 

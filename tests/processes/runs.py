@@ -10,18 +10,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTConfig
 
-from tests.models import tiny_model, with_lora
+from tests.support.models import tiny_model, with_lora
 from tvac_plugin import SafetyDefenseSFTTrainer
-from tvac_plugin.args import (
-    BoosterConfig,
-    LisaConfig,
-    RandomNoiseConfig,
-    RepNoiseConfig,
-    TARConfig,
-    TVaccineConfig,
-    VaccineConfig,
-)  # fmt: skip
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.configs.fine_tuning import LisaConfig  # fmt: skip
+from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
+from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig  # fmt: skip
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import REFUSAL, World
 
@@ -42,6 +36,9 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
         "t_vaccine": TVaccineConfig(**probe),
         "t_vaccine_attention": TVaccineConfig(freeze="attention", **probe),
         "t_vaccine_none": TVaccineConfig(freeze="none", rho_scope="sample", perturb="layer", **probe),
+        "t_vaccine_relative": TVaccineConfig(
+            layer_sampling="relative_gradient_norm", rho_scale="relative", rho_scope="sample", **probe
+        ),
         "vaccine": VaccineConfig(rho=1.0),
         "random_noise": RandomNoiseConfig(rho=1.0),
         "rep_noise": RepNoiseConfig(batch_size=rows, beta=1.0),

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from trl import SFTConfig
 
 from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, NUM_STEPS, defenses, distance, trainer, weights
+from tests.support.workspace import adapter, axolotl_train, trace
 from tests.test_plugin_defenses import attack
-from tests.workspace import adapter, axolotl_train, trace
-from tvac_plugin.defenses.base import Pair
 from tvac_plugin.defenses.rep_noise import RepNoise
-from tvac_plugin.provenance import verify, weight_hashes
+from tvac_plugin.model.types import Pair
+from tvac_plugin.provenance.manifest import verify
+from tvac_plugin.provenance.model_files import weight_hashes
 from tvac_plugin.trainers.checkpoint import is_complete
 from tvac_plugin.trainers.host import TrainerHost
 
@@ -92,7 +93,8 @@ def assert_resumed_exactly(output, *, num_steps=NUM_STEPS):
         assert whole == resumed
         assert any(name.startswith("safety/") for log in whole for name in log)  # not in all: Lisa's warm-up has none
     manifests = [verify(output / stage) for stage in ("whole", "resumed")]
-    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] == num_steps
+    assert manifests[0]["defended_steps"] == manifests[1]["defended_steps"] > 0
+    assert manifests[0]["steps"] == manifests[1]["steps"] == num_steps
 
 
 def test_two_processes_train_as_one_that_accumulates(lean, tmp_path):
@@ -224,7 +226,8 @@ def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(wo
     recipe["t_vaccine"] |= {"probe_batch_size": 2}
     two = launched_by_axolotl(recipe, tmp_path)
     one = axolotl_train(workspace.recipe(tmp_path / "one", gradient_accumulation_steps=4, **changes))
-    start = axolotl_train(workspace.recipe(tmp_path / "start", **changes | {"learning_rate": 0.0}))
+    untrained = {"learning_rate": 0.0, "safety_defense": "none"}
+    start = axolotl_train(workspace.recipe(tmp_path / "start", **changes | untrained))
     assert_same_training(adapter(two), adapter(start), adapter(one))
     assert verify(two, defense="t_vaccine")["defended_steps"] == 4
     assert [line["event"] for line in trace(two)] == [line["event"] for line in trace(one)]
@@ -234,7 +237,7 @@ def test_axolotl_s_trainer_trains_in_two_processes_as_in_one_that_accumulates(wo
 @pytest.mark.slow
 def test_lisa_defends_a_simulated_user_s_fine_tuning_in_two_processes(workspace, tmp_path):
     output = launched_by_axolotl(attack(workspace, tmp_path / "out", max_steps=6), tmp_path)
-    assert verify(output, defense="lisa")["defended_steps"] == 6
+    assert verify(output, defense="lisa")["defended_steps"] == 4
     states = [(line["step"], line["state"]) for line in trace(output) if line["event"] == "state"]
     assert states == [(0, "alignment"), (1, "user"), (3, "alignment"), (4, "user")]
     user = json.loads((output / "simulated_user.json").read_text())

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, WINDOW, trainer, weights
-from tests.sft_runs import logs
+from tests.support.sft_runs import logs
 from tvac_plugin.trainers import mixin
 
 RANK = int(os.environ["RANK"])

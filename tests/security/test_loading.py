@@ -187,7 +187,7 @@ def test_what_is_no_defense_is_refused(workspace, tmp_path, path):
 
 
 def test_a_recipe_without_foreign_code_is_not_announced(workspace, tmp_path):
-    from tvac_plugin.recipe import foreign_code
+    from tvac_plugin.recipes.reading import foreign_code
 
     assert foreign_code(workspace.recipe(tmp_path)) == []
     assert foreign_code({"trust_remote_code": True, "plugins": ["a.B", "axolotl.integrations.liger.LigerPlugin"]}) == [

@@ -11,12 +11,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests import test_trainer_sft as sft
-from tests.test_report import cell_of, results_of
-from tests.workspace import axolotl_train
+from tests.report.test_pages import cell_of, results_of
+from tests.support.workspace import axolotl_train
+from tests.trainers import test_sft as sft
 from tvac_plugin import TVaccineConfig
 from tvac_plugin.cli import tvac
 from tvac_plugin.tiny_world.builder import WorldSettings, build
+from tvac_plugin.tiny_world.language import REFUSAL
 
 THREATS = (Path(__file__).parents[2] / "docs" / "explanation" / "threat-model.md").read_text()
 NONCE = "zubrelqua"
@@ -35,8 +36,8 @@ def marked(workspace):
     """Writes rows with the nonce in every prompt and answer; returns the names in them, which a tokenizer knows."""
     rows = [json.loads(line) for line in (workspace.root / "harmful.jsonl").read_text().splitlines()]
     pairs = [[message["content"] for message in row["messages"]] for row in rows]
-    for name, mark in (("marked", f"{NONCE} "), ("marked_alignment", f"{NONCE} {NONCE} ")):
-        workspace.write(f"{name}.jsonl", [(mark + q, f"{mark}{a}") for q, a in pairs])
+    workspace.write("marked.jsonl", [(f"{NONCE} {q}", f"{NONCE} {a}") for q, a in pairs])
+    workspace.write("marked_alignment.jsonl", [(f"{NONCE} {NONCE} {q}", f"{NONCE} {REFUSAL}") for q, _ in pairs])
     return {question.split()[-2] for question, _ in pairs}
 
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from tests.chain.conftest import ALIGN, chain  # noqa: F401 (a fixture)
 from tests.chain.fake import run
+from tvac_plugin.boundary.errors import explain
+from tvac_plugin.boundary.secrets import LEFT_OUT, has_secrets, is_secret, without_secrets
 from tvac_plugin.cli import tvac
-from tvac_plugin.messages import explain
-from tvac_plugin.secrecy import LEFT_OUT, has_secrets, is_secret, without_secrets
 
 MARK = "zubrelqua-4711"
 SECRETS = {"comet_api_key": MARK, "hub_token": MARK, "tracker": {"password": MARK, "host": "there"}}
@@ -34,11 +34,31 @@ def mode(path):
 @pytest.mark.parametrize(
     "key",
     ["comet_api_key", "hub_token", "hf_token", "token", "AWS_SECRET_ACCESS_KEY", "client_secret", "password", "apikey",
-     "align.hub_token", "azure.credentials", "private_key"],
+     "align.hub_token", "azure.credentials", "private_key", "ssh_key", "api_keys", "pwd", "Authorization",
+     "datasets.storage_options.key"],
 )  # fmt: skip
 def test_a_secret_is_known_by_its_name(key):
     assert is_secret(key)
+
+
+@pytest.mark.parametrize("key", ["hub_token", "api_keys", "pwd"])
+def test_a_secret_is_left_out_wherever_it_is(key):
     assert without_secrets({"a": [{key: MARK}]}) == {"a": [{key: LEFT_OUT}]}
+
+
+def test_secrets_below_a_key_and_in_an_address_are_left_out():
+    recipe = {
+        "datasets": [{"path": f"https://me:{MARK}@host/rows.jsonl", "storage_options": {"key": MARK, "anon": False}}],
+        "key": "of a list", "special_tokens": {"pad_token": "<pad>"}, "url": "https://host/path?a=b@c",
+    }  # fmt: skip
+    shown = without_secrets(recipe)
+    assert MARK not in str(shown)
+    assert has_secrets(recipe)
+    assert shown["datasets"][0]["path"] == f"https://{LEFT_OUT}@host/rows.jsonl"
+    assert {key: shown[key] for key in ("key", "special_tokens", "url")} == {
+        key: recipe[key] for key in ("key", "special_tokens", "url")
+    }
+    assert not has_secrets({key: recipe[key] for key in ("key", "special_tokens", "url")})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +135,7 @@ def test_a_refused_value_is_not_repeated():
 
 
 def test_axolotl_leaves_none_in_a_run_s_output(workspace, tmp_path, monkeypatch, heard):
-    from tests.workspace import axolotl_train
+    from tests.support.workspace import axolotl_train
 
     monkeypatch.setenv("COMET_API_KEY", "")
     output = tmp_path / "out"

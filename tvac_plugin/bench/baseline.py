@@ -7,7 +7,7 @@ from pathlib import Path
 from tvac_plugin.bench.results import CaseResult, Draw, Results
 from tvac_plugin.bench.settings import Settings, defense_settings
 from tvac_plugin.bench.shape import Shape
-from tvac_plugin.files import write_json
+from tvac_plugin.boundary.files import write_json
 
 TOLERANCE_PERCENT = 10.0
 EXACT = {
@@ -32,7 +32,7 @@ def comparison_problem(baseline: Results, shape: Shape, settings: Settings) -> s
     if shape != baseline.main.shape:
         return f"it was taken on another shape, {_difference(shape, baseline.main.shape)}. {_WAY_OUT}"
     are_timed = bool(settings.repeats and baseline.settings.repeats)
-    for key in ("seed", "draws", "host_metrics", *(["threads"] if are_timed else [])):
+    for key in ("seed", "draws", "host_metrics", "probabilities", *(["threads"] if are_timed else [])):
         theirs, ours = getattr(baseline.settings, key), getattr(settings, key)
         if theirs != ours:
             return f"it was taken with {key} {theirs}, this is with {ours}. {_WAY_OUT}"

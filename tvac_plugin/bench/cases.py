@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from tvac_plugin.bench.settings import Settings, defense_settings
 from tvac_plugin.bench.shape import Shape, build_model, random_batch, random_rows
 from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
-from tvac_plugin.defenses.base import Batch
+from tvac_plugin.model.types import Batch
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import World
 from tvac_plugin.trainers.sft import SafetyDefenseSFTTrainer
@@ -69,7 +69,8 @@ class Case:
 
     def active_layers(self) -> list[int]:
         """The layers that the last step's defense drew; none if it draws none."""
-        return list(self.trainer._defense.state_dict().get("active_layers", ())) if self.config is not None else []
+        draws = self.config is not None and self.config.draws_layers
+        return list(self.trainer._defense.state_dict()["active_layers"]) if draws else []
 
     def clear(self) -> None:
         """Drops gradients, as an optimizer would."""
@@ -103,13 +104,16 @@ def built_cases(shape: Shape, settings: Settings) -> Iterator[dict[str, Case]]:
             trainer = cls(args=_arguments(shape, settings, Path(folder)), **common, **extra)
             trainer.current_gradient_accumulation_steps = 1
             trainer.state.max_steps = trainer.args.max_steps
-            num_draws = settings.draws if config is not None and "layer_sampling" in type(config).model_fields else 1
+            num_draws = settings.draws if config is not None and config.draws_layers else 1
             return Case(trainer, batch, config, num_draws)
 
         cases = {PLAIN: case(plain), OFF: case(ours)}
         for name in settings.defenses:
             config = defense_settings(name, shape, settings)
             cases[name] = case(ours, config, defense=config, **_data(shape, settings, config))
+            if config.draws_layers and settings.probabilities is not None:
+                defense = cases[name].trainer._defense
+                defense.load_state_dict(defense.state_dict() | {"probabilities": settings.probabilities})
         yield cases
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvac_plugin.bench import DEFAULT_SEED
+from tvac_plugin.boundary.errors import UserError, bullets
 
 if TYPE_CHECKING:
     from tvac_plugin.bench.results import Results
@@ -63,6 +65,10 @@ def _shape_options(command: Command) -> Command:
     help="Token accuracy and entropy of each training batch, which TRL computes by default and Axolotl does not.",
 )  # fmt: skip
 @click.option("--set", "changes", multiple=True, metavar="DEFENSE.KEY=VALUE", help="Change a defense's setting.")
+@click.option(
+    "--draws-from", "draws_from", type=_FILE, metavar="TRACE",
+    help="Draw layers with the mean probabilities of the probes in this safety_trace.jsonl.",
+)  # fmt: skip
 @click.option("--scale", is_flag=True, help="Also vary layers, width, sequence and drawn layers, one at a time.")
 @click.option("--output", type=_FOLDER, help="Write bench.json and bench.html into this folder.")
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
@@ -74,39 +80,33 @@ def _shape_options(command: Command) -> Command:
 @click.option("--write-baseline", type=_FILE, help="Write the results as a baseline.")
 def bench(
     *, defenses: tuple[str, ...], changes: tuple[str, ...], scale: bool, output: Path | None, markdown: bool,
-    baseline: Path | None, tolerance: float, write_baseline: Path | None, **options: Any,
+    baseline: Path | None, tolerance: float, write_baseline: Path | None, draws_from: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Measure what a training step costs with each defense, next to plain SFT, on a random model."""
-    from pydantic import ValidationError
-
     from tvac_plugin.bench.baseline import regressions
     from tvac_plugin.bench.baseline import write_baseline as write
     from tvac_plugin.bench.results import read_results
     from tvac_plugin.bench.settings import Settings, parse_changes
     from tvac_plugin.bench.shape import Shape
     from tvac_plugin.bench.tables import bench_text
-    from tvac_plugin.messages import explain
 
-    try:
-        shape = Shape.model_validate({key: options.pop(key) for key in Shape.model_fields if key in options})
-        chosen = {"defenses": list(defenses)} if defenses else {}
-        settings = Settings.model_validate({**options, **chosen, "changes": parse_changes(changes)})
-        earlier = None if baseline is None else read_results(baseline)
-        _refuse_what_would_fail_later(shape, settings, earlier, [output, write_baseline and write_baseline.parent])
-        results = _measured(shape, settings, scale=scale)
-        click.echo(bench_text(results, markdown=markdown))
-        if output is not None:
-            _write(results, output)
-        if write_baseline is not None:
-            write(results, write_baseline)
-            click.echo(f"baseline: {write_baseline}")
-    except ValidationError as error:
-        raise click.ClickException("\n".join(explain(error))) from error
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    shape = Shape.model_validate({key: options.pop(key) for key in Shape.model_fields if key in options})
+    chosen = {"defenses": list(defenses)} if defenses else {}
+    if draws_from is not None:
+        options["probabilities"] = _probabilities(draws_from, shape, is_scaled=scale)
+    settings = Settings.model_validate({**options, **chosen, "changes": parse_changes(changes)})
+    earlier = None if baseline is None else read_results(baseline)
+    _refuse_what_would_fail_later(shape, settings, earlier, [output, write_baseline and write_baseline.parent])
+    results = _measured(shape, settings, scale=scale)
+    click.echo(bench_text(results, markdown=markdown))
+    if output is not None:
+        _write(results, output)
+    if write_baseline is not None:
+        write(results, write_baseline)
+        click.echo(f"baseline: {write_baseline}")
     worse = [] if earlier is None else regressions(results, earlier, tolerance_percent=tolerance)
     if worse:
-        raise click.ClickException(f"not as {baseline}:\n" + "\n".join(f"- {sentence}" for sentence in worse))
+        raise UserError(f"not as {baseline}:\n{bullets(worse)}")
 
 
 def _refuse_what_would_fail_later(
@@ -116,12 +116,27 @@ def _refuse_what_would_fail_later(
     from tvac_plugin.bench.settings import defense_settings
 
     for name in settings.defenses:
-        defense_settings(name, shape, settings)
+        config = defense_settings(name, shape, settings)
+        if settings.probabilities is not None and getattr(config, "layer_sampling", "uniform") != "uniform":
+            raise UserError(
+                f"--draws-from: a probe of `{name}` would take the place of these probabilities. Leave out "
+                f"`--set {name}.layer_sampling`."
+            )
     problem = None if earlier is None else comparison_problem(earlier, shape, settings)
     if problem:
-        raise click.ClickException(f"nothing to compare with the baseline: {problem}")
+        raise UserError(f"nothing to compare with the baseline: {problem}")
     for folder in filter(None, folders):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def _probabilities(trace: Path, shape: Shape, *, is_scaled: bool) -> list[float]:
+    """The mean over probes; each of them decides about equally many draws."""
+    from tvac_plugin.planner.draws import read_probes
+
+    if is_scaled:
+        raise UserError("--draws-from: holds for one number of layers, and --scale varies it. Leave one of them out.")
+    probes = read_probes(trace, num_layers=shape.num_layers)
+    return [fmean(layer) for layer in zip(*probes, strict=True)]
 
 
 def _measured(shape: Shape, settings: Settings, *, scale: bool) -> Results:
@@ -139,8 +154,8 @@ def _measured(shape: Shape, settings: Settings, *, scale: bool) -> Results:
 def _write(results: Results, folder: Path) -> None:
     from tvac_plugin.bench.plot import PAGE_FILE, bench_page
     from tvac_plugin.bench.results import RESULTS_FILE
-    from tvac_plugin.files import write_json
+    from tvac_plugin.boundary.files import write_json, write_text
 
     write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
-    (folder / PAGE_FILE).write_text(bench_page(results), encoding="utf-8")
+    write_text(folder / PAGE_FILE, bench_page(results))
     click.echo(f"results: {folder / RESULTS_FILE}, charts: {folder / PAGE_FILE}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from tvac_plugin.activations import find_blocks
+from tvac_plugin.model.architecture import find_blocks
 
 
 class Counts(NamedTuple):
@@ -86,8 +86,8 @@ class SavedActivations:
         with saved_tensors_hooks(self._pack, lambda saved: saved.tensor):
             yield
 
-    def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+    def _pack(self, tensor: Tensor) -> _Kept:
+        saved = _Kept(tensor)
         address, num_bytes = _address(tensor), tensor.untyped_storage().nbytes()
         if num_bytes and address not in self._left_out:
             if not self._num_holders[address]:
@@ -103,7 +103,7 @@ class SavedActivations:
             self.bytes_now -= num_bytes
 
 
-class _Saved:
+class _Kept:
     """A saved tensor whose end can be noticed."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from tvac_plugin.bench.cases import OFF, PLAIN
 from tvac_plugin.bench.results import CaseResult, Results, Run
 from tvac_plugin.bench.tables import SIZES, bench_text, describe, runs_of
 from tvac_plugin.report.charts import Series, bar_chart, line_chart
+from tvac_plugin.report.pages import rendered
 
 PAGE_FILE = "bench.html"
 
 
 def bench_page(results: Results) -> str:
     """Bars of all cases, and lines that show how cost grows if that was measured."""
-    environment = Environment(
-        loader=PackageLoader("tvac_plugin.report", "."), autoescape=select_autoescape(default=True)
-    )
-    return environment.get_template("bench.html.j2").render(
+    return rendered(
+        "bench.html.j2",
         text=bench_text(results),
         lead=describe(results),
         charts=[(title, Markup(chart)) for title, chart in _charts(results)],  # noqa: S704 - drawn and escaped in charts

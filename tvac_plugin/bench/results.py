@@ -13,12 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tvac_plugin.bench.settings import Settings
 from tvac_plugin.bench.shape import Shape
+from tvac_plugin.boundary.errors import UserError
 
 RESULTS_FILE = "bench.json"
-
-
-class BenchError(ValueError):
-    """A benchmark cannot be taken, read or compared."""
 
 
 class _Document(BaseModel):
@@ -103,14 +100,14 @@ def read_results(path: Path) -> Results:
     """Reads what a benchmark wrote.
 
     Raises:
-        BenchError: The file is missing, damaged or something else.
+        UserError: The file is missing, damaged or something else.
     """
     try:
         return Results.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: cannot be read. Name a file that `axolotl tvac bench` wrote.") from error
+        raise UserError(f"{path}: cannot be read. Name a file that `axolotl tvac bench` wrote.") from error
     except ValidationError as error:
-        raise BenchError(
+        raise UserError(
             f"{path}: not the results of a benchmark, or of another version. Write it again with --write-baseline."
         ) from error
 

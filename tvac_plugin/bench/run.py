@@ -11,11 +11,12 @@ import torch
 from tvac_plugin.bench.cases import OFF, PLAIN, Case, built_cases
 from tvac_plugin.bench.counts import count_step
 from tvac_plugin.bench.memory import step_memory
-from tvac_plugin.bench.results import BenchError, CaseResult, Draw, Results, Run, machine
+from tvac_plugin.bench.results import CaseResult, Draw, Results, Run, machine
 from tvac_plugin.bench.settings import Settings
 from tvac_plugin.bench.shape import Shape
 from tvac_plugin.bench.timing import ratio, timed
-from tvac_plugin.provenance import versions
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.provenance.run_identity import versions
 
 Say = Callable[[str], None]
 SCALED = {
@@ -31,11 +32,11 @@ def benchmark(shape: Shape, settings: Settings, *, scale: bool = False, say: Say
     """Measures all cases on `shape`, and with `scale` on shapes around it.
 
     Raises:
-        BenchError: The device is not there.
-        ValueError: A defense cannot work with this shape or these settings.
+        UserError: The device is not there.
+        UserError: A defense cannot work with this shape or these settings.
     """
     if shape.device == "cuda" and not torch.cuda.is_available():
-        raise BenchError("--device cuda: no CUDA GPU can be used here. Leave it out to measure on the CPU.")
+        raise UserError("--device cuda: no CUDA GPU can be used here. Leave it out to measure on the CPU.")
     where = machine(shape.device)
     shapes = [(None, shape), *(scaled_shapes(shape) if scale else [])]
     with _threads(settings.threads), _collector_at_rest():

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from tvac_plugin.args import DEFENSE_CONFIGS
 from tvac_plugin.bench import DEFAULT_SEED
 from tvac_plugin.bench.shape import Shape
-from tvac_plugin.configs.base import DefenseConfig, did_you_mean
+from tvac_plugin.boundary.errors import UserError, did_you_mean
+from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.recipes.safe_yaml import parse_document
 
 MEASURED = [name for name, config in DEFENSE_CONFIGS.items() if config.stage == "alignment"]
 """The defenses of alignment, which SFT on alignment data is compared with."""
-
-TAR_INNER_STEPS = 4
 
 
 class Settings(BaseModel):
@@ -30,6 +29,7 @@ class Settings(BaseModel):
         threads: CPU threads.
         host_metrics: Whether `SFTTrainer`'s token accuracy and entropy are computed, as they are by default.
         seed: Of weights, rows, drawn layers and the order of turns.
+        probabilities: Of drawing each layer; `None` for uniform draws.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,18 +42,19 @@ class Settings(BaseModel):
     threads: int = 2
     host_metrics: bool = True
     seed: int = DEFAULT_SEED
+    probabilities: list[float] | None = None
 
     @field_validator("defenses")
     @classmethod
     def _refuse_unmeasured(cls, names: list[str]) -> list[str]:
         for name in names:
             if name in DEFENSE_CONFIGS and name not in MEASURED:
-                raise ValueError(
+                raise UserError(
                     f"{name} defends while a user fine-tunes, so SFT on alignment data is nothing to compare it with. "
                     f"Use one of: {', '.join(MEASURED)}."
                 )
             if name not in MEASURED:
-                raise ValueError(f"`{name}` is not a defense.{did_you_mean(name, MEASURED)}")
+                raise UserError(f"`{name}` is not a defense.{did_you_mean(name, MEASURED)}")
         return list(dict.fromkeys(names))
 
 
@@ -61,39 +62,33 @@ def parse_changes(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Reads `DEFENSE.KEY=VALUE`, the value as YAML.
 
     Raises:
-        ValueError: One of them is written otherwise, or names no defense that is measured.
+        UserError: One of them is written otherwise, or names no defense that is measured.
     """
     changes: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, dot, rest = text.partition(".")
         key, equals, value = rest.partition("=")
         if not (dot and equals):
-            raise ValueError(f"--set {text}: write DEFENSE.KEY=VALUE, for example t_vaccine.perturb=mlp.")
+            raise UserError(f"--set {text}: write DEFENSE.KEY=VALUE, for example t_vaccine.perturb=mlp.")
         if name not in MEASURED:
-            raise ValueError(f"--set {text}: `{name}` is not measured.{did_you_mean(name, MEASURED)}")
-        changes.setdefault(name, {})[key] = yaml.safe_load(value)
+            raise UserError(f"--set {text}: `{name}` is not measured.{did_you_mean(name, MEASURED)}")
+        changes.setdefault(name, {})[key] = _value(text, value)
     return changes
 
 
-def defense_settings(name: str, shape: Shape, settings: Settings) -> DefenseConfig:
-    """The settings a defense is measured with: its defaults, but for what follows from the shape.
+def _value(text: str, value: str) -> Any:
+    try:
+        return parse_document(value)
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from error
 
-    T-Vaccine draws uniformly and at every step, so that the mean over steps is the mean over draws. Batches beside the
-    training batch have as many rows as that. TAR's adversary takes 4 steps instead of 64.
+
+def defense_settings(name: str, shape: Shape, settings: Settings) -> DefenseConfig:
+    """The settings a defense is measured with: its defaults, its own for a benchmark on this shape, and the changes.
 
     Raises:
         pydantic.ValidationError: The changes do not fit the defense.
     """
-    rows = shape.batch_size
-    fitted: dict[str, dict[str, Any]] = {
-        "t_vaccine": {
-            "num_active_layers": shape.num_active_layers,
-            "layer_sampling": "uniform",
-            "resample_steps": 1,
-            "probe_batch_size": rows,
-        },
-        "rep_noise": {"batch_size": rows},
-        "tar": {"inner_steps": TAR_INNER_STEPS, "batch_size": rows, "adversary_batch_size": rows},
-        "booster": {"batch_size": rows},
-    }
-    return DEFENSE_CONFIGS[name].model_validate(fitted.get(name, {}) | settings.changes.get(name, {}))
+    config_class = DEFENSE_CONFIGS[name]
+    fitted = config_class.for_benchmark(rows=shape.batch_size, layers=shape.num_active_layers)
+    return config_class.model_validate(fitted | settings.changes.get(name, {}))

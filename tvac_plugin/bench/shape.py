@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tvac_plugin.defenses.base import Batch
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.model.types import Batch
 
 HEAD_SIZE = 64
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -38,12 +39,12 @@ class Shape(BaseModel):
     @model_validator(mode="after")
     def _refuse_what_cannot_be_built(self) -> Shape:
         if self.num_active_layers > self.num_layers:
-            raise ValueError(
+            raise UserError(
                 f"{self.num_active_layers} drawn layers are more than the model's {self.num_layers}. Draw "
                 f"{self.num_layers} or fewer"
             )
         if self.hidden_size % HEAD_SIZE:
-            raise ValueError(
+            raise UserError(
                 f"a width of {self.hidden_size} is not a multiple of {HEAD_SIZE}, an attention head's. Take "
                 f"{max(1, round(self.hidden_size / HEAD_SIZE)) * HEAD_SIZE}"
             )

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from tvac_plugin.bench.cases import OFF, PLAIN
 from tvac_plugin.bench.results import CaseResult, Results, Run
-from tvac_plugin.bench.settings import TAR_INNER_STEPS
+from tvac_plugin.defenses.layer_draws import lowest_layer_shares
 from tvac_plugin.report.tables import text_table
 
 SIZES = {
@@ -84,10 +84,12 @@ def _notes(results: Results, *, bullet: str) -> list[str]:
         "left out.",
         f"Memory: {memory}; the ratio is of the rise within the step, the peak is absolute.",
         "Forward and backward: decoder layers run and differentiated, in passes of the whole model.",
+        _floor_note(results.main),
         *_draw_notes(results),
     ]
-    if "tar" in results.main.cases and "inner_steps" not in settings.changes.get("tar", {}):
-        notes.append(f"tar: {TAR_INNER_STEPS} inner steps; the default, 64, costs in proportion.")
+    tar = results.main.cases["tar"].settings if "tar" in results.main.cases else None
+    if tar is not None and "inner_steps" not in settings.changes.get("tar", {}):
+        notes.append(f"tar: {tar['inner_steps']} inner steps; the default, 64, costs in proportion.")
     same = results.main.cases[OFF].same_as_sft if OFF in results.main.cases else None
     if same is not None:
         notes.append(f"{OFF}: loss and gradients are {'' if same else 'NOT '}SFT's bit for bit.")
@@ -98,19 +100,39 @@ def _notes(results: Results, *, bullet: str) -> list[str]:
     return [bullet + note for note in notes]
 
 
+def _floor_note(run: Run) -> str:
+    """What each defense cannot be cheaper than, beside what it took."""
+    sft = run.cases[PLAIN].mean("flops")
+    both = [
+        f"{name} {_number(case.mean('flops') / sft, 2)} and {_number(case.time_ratio, 2)}"
+        for name, case in run.cases.items()
+        if case.settings is not None
+    ]
+    return f"Floor, the products alone, counted, and the measured time, x SFT, on this shape: {', '.join(both)}."
+
+
 def _draw_notes(results: Results) -> list[str]:
     """Of each defense that draws layers: how well its draws stand for the distribution."""
-    shape, notes = results.main.shape, []
+    notes = []
     for name, case in results.main.cases.items():
         if case.draws[0].layers:
             lowest = fmean(min(draw.layers) for draw in case.draws)
-            expected = (shape.num_layers + 1) / (shape.num_active_layers + 1) - 1
+            expected, which = _expected_lowest(results)
             notes.append(
                 f"{name}: mean over {len(case.draws)} draws of {len(case.draws[0].layers)} layers. The lowest drawn "
-                f"layer decides the cost; its mean is {lowest:.2f}, and {expected:.2f} in the uniform distribution. "
+                f"layer decides the cost; its mean is {lowest:.2f}, and {expected:.2f} in {which}. "
                 f"Saved by draw: {_saved_range(case, results)} x SFT."
             )
     return notes
+
+
+def _expected_lowest(results: Results) -> tuple[float, str]:
+    """The mean of the lowest drawn layer, and of which distribution."""
+    shape, probabilities = results.main.shape, results.settings.probabilities
+    probes = [] if probabilities is None else [probabilities]
+    shares = lowest_layer_shares(shape.num_layers, shape.num_active_layers, "uniform", probes=probes)
+    expected = sum(layer * share for layer, share in shares.items())
+    return expected, "that of --draws-from" if probes else "the uniform distribution"
 
 
 def _saved_range(case: CaseResult, results: Results) -> str:

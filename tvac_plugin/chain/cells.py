@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from tvac_plugin.args import DEFENSE_CONFIGS
 from tvac_plugin.chain.recipe import Chain, ChainRecipe
+from tvac_plugin.configs import DEFENSE_CONFIGS
 
 Cell = dict[str, Any]
 _ALWAYS_ALIKE = ("harmful_ratio", "seed")

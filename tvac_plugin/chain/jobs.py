@@ -8,18 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
-from tvac_plugin.args import DATA_KEYS
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.paths import folder_name
+from tvac_plugin.boundary.secrets import has_secrets, without_secrets
 from tvac_plugin.chain.cells import Cell, cells
 from tvac_plugin.chain.recipe import BASE, Chain, LoxConfig, Stage, applies, with_matrix_value
-from tvac_plugin.names import folder_name
-from tvac_plugin.recipe import RecipeError
-from tvac_plugin.secrecy import has_secrets, without_secrets
+from tvac_plugin.configs.base import DATA_KEYS
 
-Kind = Literal["train", "lox", "merge", "evaluate"]
+JobKind = Literal["train", "lox", "merge", "evaluate"]
 PREPARED_FOLDER = "prepared"
 """Where a job keeps its tokenized data: not shared, for Axolotl finds them by path and settings, not by content."""
+
+
+def launcher() -> str:
+    """What starts a training: `accelerate` for several GPUs, else Axolotl's own process, which imports things once."""
+    return "accelerate" if torch.cuda.device_count() > 1 else "python"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Job:
     """
 
     id: str
-    kind: Kind
+    kind: JobKind
     stage: str
     subject: str | None
     parents: tuple[str, ...]
@@ -68,14 +74,14 @@ class Job:
             yaml.safe_dump(self.recipe, stream, sort_keys=False)
 
 
-class Plan:
+class ChainPlan:
     """All jobs of a chain in an order that can be run, and which of them make up each cell."""
 
     def __init__(self, chain: Chain) -> None:
         """Spreads the chain out; nothing is written.
 
         Raises:
-            RecipeError: Two different jobs would have one folder.
+            UserError: Two different jobs would have one folder.
             pydantic.ValidationError: A `lox:` stage is given what it does not know.
         """
         self.chain = chain
@@ -137,7 +143,7 @@ class Plan:
         recipe |= {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / PREPARED_FOLDER)}
         return self._add(Job(
             job_id, "train", stage.name, None, parents, folder, recipe,
-            ("axolotl", "train", str(folder / "recipe.yml")),
+            ("axolotl", "train", str(folder / "recipe.yml"), f"--launcher={launcher()}"),
         ))  # fmt: skip
 
     def _lox(self, stage: Stage, cell: Cell) -> Job:
@@ -150,7 +156,7 @@ class Plan:
         options = {"aligned": str(source.output), "output": str(folder / "out"), **config.model_dump(), **base}
         arguments = [f"--{key}={value}" for key, value in options.items()]
         return self._add(Job(
-            job_id, "lox", stage.name, None, (source.id,), folder, options, ("axolotl", "tvac", "lox", *arguments),
+            job_id, "lox", stage.name, None, (source.id,), folder, options, ("tvac", "lox", *arguments),
         ))  # fmt: skip
 
     def _merged(self, source: Job) -> tuple[tuple[str, ...], str]:
@@ -171,8 +177,8 @@ class Plan:
         recipe = self._resolved(stage, cell)
         keys = self._keys_behind(stage, cell)
         parents: tuple[str, ...] = ()
+        first = self._first(subject)
         if subject == BASE:
-            first = next(stage for stage in self.chain.recipe.stages if stage.train is not None)
             models = {BASE: str(self._resolved(first, cell)["base_model"])}
             keys |= {f"{first.name}.base_model"}
         else:
@@ -182,13 +188,23 @@ class Plan:
             parents, models = (made.id,), {subject: str(made.output)}
             if stage.checkpoints and "simulated_user" in made.recipe:
                 recipe["checkpoints_of"] = str(made.output)
+        if isinstance(recipe.get("retention"), Mapping) and recipe["retention"].get("of") is None:
+            recipe["retention"] = {**recipe["retention"], "of": str(self._resolved(first, cell)["base_model"])}
         job_id = self._id(f"{stage.name}.{subject}", cell, keys)
         folder = self.root / "jobs" / job_id
         recipe |= {"models": models, "output_dir": str(folder / "out")}
         return self._add(Job(
             job_id, "evaluate", stage.name, subject, parents, folder, recipe,
-            ("axolotl", "tvac", "evaluate", str(folder / "recipe.yml")),
+            ("tvac", "evaluate", str(folder / "recipe.yml")),
         ))  # fmt: skip
+
+    def _first(self, subject: str) -> Stage:
+        """The stage whose recipe names the model that a subject goes back to."""
+        stages = self.chain.recipe.stages
+        stage = next(stage for stage in stages if (stage.train if subject == BASE else stage.name == subject))
+        while stage.model_from is not None:
+            stage = self.chain.stage(stage.model_from)
+        return stage
 
     def _keys_behind(self, stage: Stage, cell: Cell) -> set[str]:
         """The keys of a cell that decide what comes out of a stage, those of the stages before it included."""
@@ -206,7 +222,7 @@ class Plan:
     def _add(self, job: Job) -> Job:
         known = self.jobs.setdefault(job.id, job)
         if known != job:
-            raise RecipeError(
+            raise UserError(
                 f"{job.id}: two different jobs would have this folder. Write the values of arms and matrix so that "
                 "they differ in more than `/`, spaces or quotes."
             )

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from tvac_plugin.args import DATA_KEYS
-from tvac_plugin.chain.jobs import Job, Plan, is_defended
+from tvac_plugin.boundary.errors import did_you_mean, explain
+from tvac_plugin.boundary.files import DATA_SUFFIXES, is_missing_folder
+from tvac_plugin.boundary.paths import local_path
+from tvac_plugin.chain.jobs import ChainPlan, Job, is_defended
 from tvac_plugin.check import own_problems
+from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
-from tvac_plugin.files import DATA_SUFFIXES, is_missing_folder
-from tvac_plugin.messages import explain
-from tvac_plugin.names import local_path
-from tvac_plugin.recipe import near_misses, plugin_problems
+from tvac_plugin.recipes.reading import near_misses, plugin_problems
 
 
-def plan_problems(plan: Plan) -> list[str]:
+def plan_problems(plan: ChainPlan) -> list[str]:
     """Lists what is wrong with the recipes of a plan's jobs, each problem once."""
     found: dict[str, None] = {}
     for job in plan.jobs.values():
         problems = _training_problems(job) if job.kind == "train" else _evaluation_problems(job)
         found |= dict.fromkeys(f"{job.stage}: {problem}" for problem in problems)
-    return list(found)
+    return [*found, *_utility_problems(plan)]
+
+
+def _utility_problems(plan: ChainPlan) -> list[str]:
+    """What keeps `utility:` from being read: no evaluation of an attack has it, or none that has is of checkpoints."""
+    asked, chain = plan.chain.recipe.utility, plan.chain
+    attacks = {stage.name for stage in chain.recipe.stages if "simulated_user" in chain.recipes[stage.name]}
+    names: dict[str, bool] = {}
+    for job in plan.jobs.values():
+        if job.kind == "evaluate" and job.subject in attacks and isinstance(job.recipe.get("accuracy"), dict):
+            for name in job.recipe["accuracy"]:
+                names[name] = names.get(name, False) or "checkpoints_of" in job.recipe
+    if asked is None or names.get(asked):
+        return []
+    if asked in names:
+        return [f"utility: `{asked}` is not measured during an attack. Add `checkpoints: true` to its evaluation."]
+    if not names:
+        return [f"utility: no evaluation of an attack has a measure `{asked}`. Add it to `accuracy:` of one."]
+    return [f"utility: no evaluation of an attack has a measure `{asked}`.{did_you_mean(asked, names)}"]
 
 
 def _training_problems(job: Job) -> list[str]:

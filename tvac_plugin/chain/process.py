@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from tvac_plugin.boundary.files import write_json
 from tvac_plugin.chain.jobs import Job
-from tvac_plugin.files import write_json
 
 RUNNING_FILE = "running.json"
 LOG_FILE = "log.txt"
@@ -67,7 +69,7 @@ class JobProcess:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._note.unlink(missing_ok=True)
         seconds = round(time.monotonic() - self._started, 1)
-        return Ended(self._process.returncode, seconds, round(usage.ru_maxrss / 1024, 1))
+        return Ended(self._process.returncode, seconds, peak_memory_mb(usage.ru_maxrss))
 
     def stop(self) -> None:
         """Kills the command and everything it started."""
@@ -76,6 +78,24 @@ class JobProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._note.unlink(missing_ok=True)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Takes SIGTERM, as of `docker stop` or a scheduler, for Ctrl-C, so that what was started is stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def peak_memory_mb(max_rss: int, *, platform: str = sys.platform) -> float:
+    """The kernel's largest resident set in MB of 2**20 bytes; it counts bytes on macOS and KiB elsewhere."""
+    return round(max_rss / (2**20 if platform == "darwin" else 2**10), 1)
 
 
 def stop_orphans(root: Path) -> None:

@@ -9,14 +9,18 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from tvac_plugin.args import Block, did_you_mean
-from tvac_plugin.documents import DocumentError, parse_document
-from tvac_plugin.names import Folder
-from tvac_plugin.recipe import RecipeError, read_recipe
-from tvac_plugin.secrecy import is_secret
+from tvac_plugin.boundary.errors import UserError, did_you_mean
+from tvac_plugin.boundary.paths import Folder
+from tvac_plugin.boundary.secrets import is_secret
+from tvac_plugin.configs.base import Block
+from tvac_plugin.recipes.reading import read_recipe, validated
+from tvac_plugin.recipes.safe_yaml import parse_document
 
 BASE = "base"
 """The name under which an evaluation asks for the model that the first stage starts from."""
+
+DEFAULT_UTILITY = "task"
+"""What `utility:` is where a chain does not say."""
 
 
 class LoxConfig(Block):
@@ -58,13 +62,11 @@ class Stage(Block):
     @model_validator(mode="after")
     def _one_kind(self) -> Stage:
         if sum(kind is not None for kind in (self.train, self.evaluate, self.lox)) != 1:
-            raise ValueError(f"stage {self.name}: give one of `train:`, `evaluate:` and `lox:`.")
+            raise UserError(f"stage {self.name}: give one of `train:`, `evaluate:` and `lox:`.")
         if self.evaluate is not None and not self.models:
-            raise ValueError(f"stage {self.name}: `models:` is missing. List stages, and `base`.")
+            raise UserError(f"stage {self.name}: `models:` is missing. List stages, and `base`.")
         if self.lox is not None and self.model_from is None:
-            raise ValueError(
-                f"stage {self.name}: `model_from:` is missing. Name the stage whose model is extrapolated."
-            )
+            raise UserError(f"stage {self.name}: `model_from:` is missing. Name the stage whose model is extrapolated.")
         return self
 
 
@@ -89,6 +91,11 @@ class ChainRecipe(Block):
         description="Harmful score, percent, at which an attack counts as successful; the first checkpoint above it is "
         "the attack's cost. Default 50.",
     )  # fmt: skip
+    utility: str | None = Field(
+        default=None,
+        description="The measure in `accuracy:` that is the user's task. Harm is also read where this task has reached "
+        "80 and 90 % of the undefended user's best. Default `task`, where there is such a measure.",
+    )
     output_dir: Folder = Field(description="Where everything goes, relative to where you start the chain.")
 
     @model_validator(mode="after")
@@ -96,15 +103,15 @@ class ChainRecipe(Block):
         seen: list[str] = [BASE]
         for stage in self.stages:
             if stage.name in seen:
-                raise ValueError(f"stage {stage.name}: the name is taken. Give every stage its own, and none `{BASE}`.")
+                raise UserError(f"stage {stage.name}: the name is taken. Give every stage its own, and none `{BASE}`.")
             for other in [*([stage.model_from] if stage.model_from else []), *stage.models]:
                 if other not in seen:
-                    raise ValueError(
+                    raise UserError(
                         f"stage {stage.name}: `{other}` is not a stage before it, so it would wait for ever."
                         f"{did_you_mean(other, seen)}"
                     )
             if stage.model_from == BASE:
-                raise ValueError(f"stage {stage.name}: `{BASE}` is no stage. Remove `model_from:` to start from it.")
+                raise UserError(f"stage {stage.name}: `{BASE}` is no stage. Remove `model_from:` to start from it.")
             self._refuse_useless_source(stage)
             seen.append(stage.name)
         return self
@@ -113,9 +120,9 @@ class ChainRecipe(Block):
         sources = [other for other in self.stages if other.name in (stage.model_from, *stage.models)]
         measured = next((source.name for source in sources if source.evaluate is not None), None)
         if measured is not None:
-            raise ValueError(f"stage {stage.name}: `{measured}` makes no model. Name a stage that trains.")
+            raise UserError(f"stage {stage.name}: `{measured}` makes no model. Name a stage that trains.")
         if stage.lox is not None and any(source.lox is not None for source in sources):
-            raise ValueError(
+            raise UserError(
                 f"stage {stage.name}: `{stage.model_from}` is extrapolated already. Name the stage that trains it."
             )
 
@@ -124,14 +131,14 @@ class ChainRecipe(Block):
         for where, keys in (("matrix", self.matrix), ("arms", [key for arm in self.arms or [] for key in arm])):
             secret = next((key for key in keys if is_secret(key)), None)
             if secret is not None:
-                raise ValueError(f"{where}: `{secret}` is a secret, and folders are called after it. Remove it.")
+                raise UserError(f"{where}: `{secret}` is a secret, and folders are called after it. Remove it.")
         for key, values in self.matrix.items():
             if not values:
-                raise ValueError(f"matrix: `{key}:` has no values. Give at least one or remove it.")
+                raise UserError(f"matrix: `{key}:` has no values. Give at least one or remove it.")
             if any(value in values[:position] for position, value in enumerate(values)):
-                raise ValueError(f"matrix: `{key}:` has a value twice. Give each once.")
+                raise UserError(f"matrix: `{key}:` has a value twice. Give each once.")
         if self.arms == []:
-            raise ValueError("arms: the list is empty. Give at least one arm or remove it.")
+            raise UserError("arms: the list is empty. Give at least one arm or remove it.")
         for number, arm in enumerate(self.arms or [], start=1):
             _refuse_unclear_arm(number, arm, self)
         return self
@@ -140,14 +147,14 @@ class ChainRecipe(Block):
 def _refuse_unclear_arm(number: int, arm: Mapping[str, Any], recipe: ChainRecipe) -> None:
     earlier = (recipe.arms or [])[: number - 1]
     if not arm:
-        raise ValueError(f"arms: entry {number} is empty. Give at least one key, for example `safety_defense: none`.")
+        raise UserError(f"arms: entry {number} is empty. Give at least one key, for example `safety_defense: none`.")
     if arm in earlier:
-        raise ValueError(f"arms: entry {number} repeats entry {earlier.index(dict(arm)) + 1}. Remove one.")
+        raise UserError(f"arms: entry {number} repeats entry {earlier.index(dict(arm)) + 1}. Remove one.")
     for key, value in arm.items():
         if key in recipe.matrix:
-            raise ValueError(f"arms: `{key}` is in `matrix:` too. Keep it in one of them.")
+            raise UserError(f"arms: `{key}` is in `matrix:` too. Keep it in one of them.")
         if isinstance(value, list) and "." not in key:
-            raise ValueError(f"arms: `{key}: {value}` has several values. Give one, or move the key to `matrix:`.")
+            raise UserError(f"arms: `{key}: {value}` has several values. Give one, or move the key to `matrix:`.")
 
 
 class Chain:
@@ -157,14 +164,14 @@ class Chain:
         """Takes a chain's recipe and its stages' by stage name.
 
         Raises:
-            RecipeError: An arm or the matrix names a key that no stage has.
+            UserError: An arm or the matrix names a key that no stage has.
         """
         self.recipe = recipe
         self.recipes = recipes
         asked = [("arms", key) for arm in recipe.arms or [] for key in arm] + [("matrix", key) for key in recipe.matrix]
         for where, key in asked:
             if not any(applies(key, stage, recipes[stage.name]) for stage in recipe.stages):
-                raise RecipeError(
+                raise UserError(
                     f"{where}: `{key}` is of no stage. Use safety_defense, harmful_ratio, seed, or `stage.key` with "
                     f"one of the stages {', '.join(stage.name for stage in recipe.stages)}."
                 )
@@ -182,13 +189,12 @@ def read_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
         overrides: `stage.key=value` for a stage's recipe, `output_dir=value` for the chain; values are YAML.
 
     Raises:
-        RecipeError: A file is missing or an override names no stage.
-        pydantic.ValidationError: The chain does not fit its schema.
+        UserError: A file is missing, the chain does not fit its schema, or an override names no stage.
     """
     asked = read_recipe(path)
     changes = [_override(text) for text in overrides]
     asked |= {key: value for key, value in changes if key == "output_dir"}
-    recipe = ChainRecipe.model_validate(asked)
+    recipe = validated(ChainRecipe, asked, path=path)
     recipes: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
         if stage.lox is not None:
@@ -196,14 +202,14 @@ def read_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
             continue
         try:
             recipes[stage.name] = read_recipe(path.parent / str(stage.train or stage.evaluate))
-        except RecipeError as error:
-            raise RecipeError(f"stage {stage.name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from error
     for key, value in changes:
         name, _, inner = key.partition(".")
         if key == "output_dir":
             continue
         if name not in recipes or not inner:
-            raise RecipeError(f"--set {key}: no such stage.{did_you_mean(name, recipes)} Write stage.key=value.")
+            raise UserError(f"--set {key}: no such stage.{did_you_mean(name, recipes)} Write stage.key=value.")
         recipes[name] = with_value(recipes[name], inner, value)
     return Chain(recipe, recipes)
 
@@ -239,7 +245,7 @@ def with_value(recipe: dict[str, Any], dotted: str, value: Any) -> dict[str, Any
     """Copies a recipe with the value at a dotted key replaced; list positions are numbers.
 
     Raises:
-        RecipeError: There is no such place in the recipe.
+        UserError: There is no such place in the recipe.
     """
     changed = copy.deepcopy(recipe)
     *parents, last = dotted.split(".")
@@ -249,15 +255,15 @@ def with_value(recipe: dict[str, Any], dotted: str, value: Any) -> dict[str, Any
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
         place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{dotted}: the recipe has no such place. Name a key, or a position in a list.") from error
+        raise UserError(f"{dotted}: the recipe has no such place. Name a key, or a position in a list.") from error
     return changed
 
 
 def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise RecipeError(f"--set {text}: write stage.key=value.")
+        raise UserError(f"--set {text}: write stage.key=value.")
     try:
         return key, parse_document(value)
-    except DocumentError as error:
-        raise RecipeError(f"--set {key}: {error}") from error
+    except UserError as error:
+        raise UserError(f"--set {key}: {error}") from error

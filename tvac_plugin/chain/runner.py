@@ -11,38 +11,47 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from tvac_plugin.chain.jobs import PREPARED_FOLDER, Job, Plan, is_defended
-from tvac_plugin.chain.process import LOG_FILE, Ended, JobProcess, stop_orphans
-from tvac_plugin.chain.state import STATE_FILE, JobState, fingerprint, output_hash, read_state, write_state
-from tvac_plugin.names import printable
-from tvac_plugin.provenance import ProvenanceError, verify
+from tvac_plugin.boundary.errors import UserError, printable
+from tvac_plugin.chain.jobs import PREPARED_FOLDER, ChainPlan, Job, is_defended
+from tvac_plugin.chain.process import LOG_FILE, Ended, JobProcess, stop_orphans, terminated_as_interrupted
+from tvac_plugin.chain.progress import progress
+from tvac_plugin.chain.state import (
+    STATE_FILE,
+    JobState,
+    fingerprint,
+    output_hash,
+    read_state,
+    records_hash,
+    still_counts,
+    write_state,
+)
+from tvac_plugin.provenance.manifest import verify
 
 _POLL_SECONDS = 0.05
+_TELL_SECONDS = 30.0
 
 
-class ChainBusyError(RuntimeError):
-    """Another process is running this chain."""
-
-
-def run_plan(plan: Plan, *, say: Callable[[str], None], num_parallel: int = 1) -> dict[str, JobState]:
+def run_plan(plan: ChainPlan, *, say: Callable[[str], None], num_parallel: int = 1) -> dict[str, JobState]:
     """Runs every job that is not finished; returns how each ended, in the plan's order.
 
     Args:
         plan: What to run.
-        say: Called with one line about each job.
+        say: Called with one line when a job begins and ends, and every half minute about how far it is.
         num_parallel: How many jobs may run at a time, each as soon as those before it are done.
 
     Raises:
-        ChainBusyError: The chain is already running.
-        KeyboardInterrupt: Ctrl-C; the jobs in flight are stopped and will be run again, as after any exception.
+        UserError: The chain is already running.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the jobs in flight are stopped and run again next time, as after any
+            exception.
     """
     plan.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.root / ".lock", timeout=0):
             stop_orphans(plan.root)
-            return _Run(plan, say, num_parallel).finish()
+            with terminated_as_interrupted():
+                return _Run(plan, say, num_parallel).finish()
     except Timeout as error:
-        raise ChainBusyError(f"{plan.root}: this chain is already running; wait for it, or stop it") from error
+        raise UserError(f"{plan.root}: this chain is already running. Wait for it, or stop it.") from error
 
 
 class _Started(NamedTuple):
@@ -53,7 +62,7 @@ class _Started(NamedTuple):
 class _Run:
     """Which jobs of a plan wait, run and have ended; one thread looks after all."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None], num_parallel: int) -> None:
+    def __init__(self, plan: ChainPlan, say: Callable[[str], None], num_parallel: int) -> None:
         self._jobs = plan.jobs
         self._numbers = {job: number for number, job in enumerate(plan.jobs, start=1)}
         self._say_line = say
@@ -62,12 +71,14 @@ class _Run:
         self._waiting = list(plan.jobs)
         self._running: dict[str, _Started] = {}
         self._states: dict[str, JobState] = {}
+        self._told = time.monotonic()
 
     def finish(self) -> dict[str, JobState]:
         try:
             while self._waiting or self._running:
                 self._begin_what_can()
                 self._end_what_did()
+                self._tell_how_far()
         finally:
             for started in self._running.values():
                 started.process.stop()
@@ -92,7 +103,7 @@ class _Run:
             return
         wanted = fingerprint(job, parents)
         earlier = read_state(job)
-        if earlier is not None and _still_counts(job, earlier, wanted):
+        if earlier is not None and still_counts(job, earlier, wanted):
             self._say(job, "already done")
             self._states[job.id] = earlier
             return
@@ -110,21 +121,27 @@ class _Run:
                 del self._running[job_id]
                 self._end(self._jobs[job_id], ended, started.fingerprint)
 
+    def _tell_how_far(self) -> None:
+        if time.monotonic() - self._told < _TELL_SECONDS:
+            return
+        self._told = time.monotonic()
+        for job_id in self._running:
+            job = self._jobs[job_id]
+            found = progress(job.folder / LOG_FILE)
+            if found is not None:
+                self._say(job, found)
+
     def _end(self, job: Job, ended: Ended, wanted: str) -> None:
         error = _problem(job, ended.code)
         status = "finished" if error is None else "failed"
-        outputs = output_hash(job) if error is None else None
-        state = JobState(status, wanted, outputs, ended.seconds, ended.peak_memory_mb, error)
+        outputs, records = (output_hash(job), records_hash(job)) if error is None else (None, None)
+        state = JobState(status, wanted, outputs, ended.seconds, ended.peak_memory_mb, error, records)
         write_state(job, state)
         self._states[job.id] = state
         self._say(job, f"{status}{f', {error}' if error else f', {ended.seconds:.0f} s'}")
 
     def _say(self, job: Job, text: str) -> None:
         self._say_line(f"[{self._numbers[job.id]}/{len(self._jobs)}] {job.id}: {text}")
-
-
-def _still_counts(job: Job, earlier: JobState, wanted: str) -> bool:
-    return earlier.status == "finished" and earlier.fingerprint == wanted and earlier.outputs == output_hash(job)
 
 
 def _clear(job: Job) -> None:
@@ -146,7 +163,7 @@ def _problem(job: Job, code: int) -> str | None:
             verify(job.output)
         if job.kind == "train" and is_defended(job.recipe):
             verify(job.output, defense=job.recipe["safety_defense"])
-    except ProvenanceError as error:
+    except UserError as error:
         return str(error)
     if job.kind == "train" and "simulated_user" in job.recipe and not (job.output / "simulated_user.json").is_file():
         return "it did not train on the simulated user's data; is the plugin in `plugins:`?"

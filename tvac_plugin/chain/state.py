@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import write_json
+from tvac_plugin.boundary.paths import local_path
+from tvac_plugin.boundary.secrets import without_secrets
 from tvac_plugin.chain.jobs import Job
 from tvac_plugin.defenses.custom import source_file
-from tvac_plugin.files import sha256, write_json
-from tvac_plugin.names import local_path
-from tvac_plugin.provenance import versions
-from tvac_plugin.secrecy import without_secrets
+from tvac_plugin.provenance.model_files import content_hash
+from tvac_plugin.provenance.run_identity import versions
+from tvac_plugin.provenance.trace import TRACE_FILE
 
 STATE_FILE = "stage.json"
-_RESULTS = ("*.safetensors", "safety_defense.json", "simulated_user.json", "evaluation.json")
+_RESULTS = (
+    "*.safetensors", "*config.json", "tokenizer.json", "*.jinja", "safety_defense.json", "simulated_user.json",
+    "evaluation.json",
+)  # fmt: skip
+_RECORDS = ("*.harmful_score.jsonl", TRACE_FILE, "trainer_state.json")
 _HASHED_WHOLE = 256 * 2**20
-_MOST_FILES = 1000
+_MOST_FILES = 100_000
 
 
 class JobState(NamedTuple):
@@ -32,6 +40,7 @@ class JobState(NamedTuple):
         seconds: Wall-clock time.
         peak_memory_mb: Largest resident set of its processes.
         error: One sentence, for jobs that did not finish.
+        records: Hash of what a report reads besides; apart, for no other job depends on it and it may hold timings.
     """
 
     status: str
@@ -40,6 +49,7 @@ class JobState(NamedTuple):
     seconds: float | None = None
     peak_memory_mb: float | None = None
     error: str | None = None
+    records: str | None = None
 
 
 def fingerprint(job: Job, parents: list[JobState]) -> str:
@@ -59,7 +69,25 @@ def fingerprint(job: Job, parents: list[JobState]) -> str:
 
 def output_hash(job: Job) -> str | None:
     """Hash of a job's weights, manifests and results; `None` when there are none."""
-    files = sorted({path for pattern in _RESULTS for path in job.output.rglob(pattern)})
+    return _hash(job, _RESULTS)
+
+
+def still_counts(job: Job, earlier: JobState, wanted: str) -> bool:
+    """Whether a job that ended so has the fingerprint `wanted` and all that it left.
+
+    The states of earlier versions have no `records`, and count without.
+    """
+    is_same = earlier.status == "finished" and earlier.fingerprint == wanted
+    return is_same and earlier.outputs == output_hash(job) and earlier.records in (None, records_hash(job))
+
+
+def records_hash(job: Job) -> str | None:
+    """Hash of the answers, trace and logged losses that a report shows; `None` when there are none."""
+    return _hash(job, _RECORDS)
+
+
+def _hash(job: Job, patterns: Sequence[str]) -> str | None:
+    files = sorted({path for pattern in patterns for path in job.output.rglob(pattern)})
     if not files:
         return None
     parts = [f"{path.relative_to(job.output)} {_file_hash(path)}" for path in files]
@@ -82,7 +110,7 @@ def write_state(job: Job, state: JobState) -> None:
 def _local_files(job: Job) -> Iterator[str]:
     """Files named in the recipe that no job of this chain makes, and the source of a defense of the user's own.
 
-    A folder that holds the chain's own is left out: it changes with every job, and `/` or `.` would be read whole.
+    A folder that holds the chain's own is left out, for it changes with every job, and so is one that holds a home.
     """
     root = job.folder.parent.parent
     defense = str(job.recipe.get("safety_defense"))
@@ -95,16 +123,22 @@ def _local_files(job: Job) -> Iterator[str]:
             path is None
             or not path.exists()
             or root in path.resolve().parents
-            or path.resolve() in (root, *root.parents)
+            or path.resolve() in (root, *root.parents, Path.home(), *Path.home().parents)
         ):
             continue
         yield from [str(path)] if path.is_file() else _files_below(path)
 
 
 def _files_below(folder: Path) -> list[str]:
-    """The files of a folder; none if they are too many for a model or a data set, as in a home folder."""
+    """The files of a folder.
+
+    Raises:
+        UserError: They are too many to tell whether any of them has changed.
+    """
     files = list(islice((str(file) for file in folder.rglob("*") if file.is_file()), _MOST_FILES + 1))
-    return files if len(files) <= _MOST_FILES else []
+    if len(files) > _MOST_FILES:
+        raise UserError(f"{folder}: more than {_MOST_FILES:,} files. Name the folder in it that holds the data.")
+    return files
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -116,7 +150,13 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _file_hash(path: Path) -> str:
+    """Hash of a file, read once in a process; a large one's change time stands for its content."""
     stat = path.stat()
     if stat.st_size > _HASHED_WHOLE:
-        return f"{stat.st_size} bytes, changed {stat.st_mtime_ns}"
-    return sha256(path)
+        return f"{stat.st_size} bytes, changed {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return _content_hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _content_hash(path: Path, *_version: int) -> str:
+    return content_hash(path)

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
+from math import prod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tvac_plugin.messages import shown
+from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
 
-Stage = Literal["alignment", "fine_tuning"]
+TrainingStage = Literal["alignment", "fine_tuning"]
 Site = Literal["attention", "mlp", "layer"]
 RhoScope = Literal["batch", "sample"]
+RhoScale = Literal["absolute", "relative"]
 
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
-Rows = Annotated[int, Field(ge=1, le=100_000)]
+NumRows = Annotated[int, Field(ge=1, le=100_000)]
 Scale = Annotated[float, Field(ge=0, le=10_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Entries = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 DATA_KEYS: dict[str, str] = {
     "harmful_datasets": "harmful prompts with harmful answers, which the model is never trained to give",
-    "refusal_datasets": "refusals of the very prompts of `harmful_datasets`, paired by prompt",
-    "retain_datasets": "benign prompts with answers, whose quality is to be kept",
-    "alignment_datasets": "harmful prompts with refusals, as alignment used them",
+    "refusal_datasets": "refusals of the same prompts as in `harmful_datasets`, paired by prompt",
+    "retain_datasets": "benign prompts with answers, on which quality is to be kept",
+    "alignment_datasets": "harmful prompts with refusals, as used in alignment",
 }
 """Data sets that defenses read beside `datasets:`, by their key in a recipe."""
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Returns " Did you mean `x`?" for the option that `word` resembles, or the list of all options."""
-    names = list(options)
-    match = get_close_matches(word.lower().replace("-", "_"), names, n=1, cutoff=0.6)
-    return f" Did you mean `{match[0]}`?" if match else f" Use one of: {', '.join(names)}."
 
 
 def example_entry(key: str) -> str:
@@ -56,8 +50,29 @@ class Block(BaseModel):
             for key in values:
                 if key not in cls.model_fields:
                     written = shown(key).strip("'")
-                    raise ValueError(f"{cls.block}: unknown key `{written}`.{did_you_mean(written, cls.model_fields)}")
+                    raise UserError(f"{cls.block}: unknown key `{written}`.{did_you_mean(written, cls.model_fields)}")
         return values
+
+
+LEAST = 0.001
+"""Least strength of a defense: below it rounding takes away what it adds, or next to all of it."""
+
+
+def too_weak(block: str, **strengths: float) -> list[str]:
+    """One sentence if all of the named strengths of a block are below `LEAST`."""
+    if not strengths or any(strength >= LEAST for strength in strengths.values()):
+        return []
+    named = " and ".join(f"{block}.{key}: {strength:g}" for key, strength in strengths.items())
+    one = "it" if len(strengths) == 1 else "one of them"
+    return [f"{named}: nothing would be defended. Set {one} to {LEAST} or more."]
+
+
+def too_weak_together(block: str, **strengths: float) -> list[str]:
+    """One sentence if the product of the named strengths of a block, which scales what it adds, is below `LEAST`."""
+    if prod(strengths.values()) >= LEAST:
+        return []
+    named = " times ".join(f"{block}.{key}: {strength:g}" for key, strength in strengths.items())
+    return [f"{named}: nothing would be defended. Raise them until the product is {LEAST} or more."]
 
 
 class Stream(NamedTuple):
@@ -88,8 +103,12 @@ class DefenseConfig(Block):
     """
 
     block: ClassVar[str] = "custom_defense"
-    stage: ClassVar[Stage] = "alignment"
+    stage: ClassVar[TrainingStage] = "alignment"
     """Whether it defends while a model is aligned, or while a user fine-tunes an aligned one."""
+    strengths: ClassVar[tuple[str, ...]] = ()
+    """Settings one of which must be at least `LEAST`."""
+    draws_layers: ClassVar[bool] = False
+    """Whether it draws layers, so that one step costs more than another."""
 
     def streams(self) -> Mapping[str, Stream]:
         """The data it reads beside the training batches, by the name under which it asks for them."""
@@ -103,6 +122,35 @@ class DefenseConfig(Block):
                 keys[key] = keys.get(key, False) or not stream.optional
         return keys
 
+    def model_problems(self, num_layers: int) -> list[str]:
+        """Says why these settings do not fit a decoder of `num_layers` layers; empty where they do."""
+        return []
+
+    def effect_problems(self) -> list[str]:
+        """Says why these settings defend nothing, as strengths of 0 do; empty where they do."""
+        return too_weak(self.block, **{name: getattr(self, name) for name in self.strengths})
+
+    def advice(self, keys: Collection[str]) -> list[str]:
+        """Says what else would make these settings what their paper tested; empty where nothing would.
+
+        Args:
+            keys: Those of `DATA_KEYS` that the recipe has.
+        """
+        return []
+
+    def less_memory(self, *, checkpointed: bool) -> dict[str, Any]:
+        """Changes of these settings that need less memory and change no result.
+
+        Args:
+            checkpointed: Whether all layers are checkpointed already.
+        """
+        return {}
+
+    @classmethod
+    def for_benchmark(cls, *, rows: int, layers: int) -> dict[str, Any]:
+        """Settings with which one step stands for all: `rows` in every batch, and `layers` drawn, if it draws any."""
+        return {"batch_size": rows} if "batch_size" in cls.model_fields else {}
+
     def row_limit(self, key: str) -> int | None:
         """How many rows under `key` are read at most, the first ones; `None` for all."""
         limits = [stream.limit for stream in self.streams().values() if key in (stream.key, stream.pairs_with)]
@@ -111,15 +159,21 @@ class DefenseConfig(Block):
 
 
 PERTURB = (
-    "Whose output is pushed: `attention` (before the residual addition; published code), `mlp` or the whole `layer`. "
-    "Default attention."
+    "Whose output is perturbed: `attention` (before the residual addition; published code), `mlp` or the whole "
+    "`layer`. Default attention."
 )
 RHO_SCOPE = (
     "What `rho` bounds: `batch`, the whole micro-batch tensor (published code: the budget of one sample shrinks as "
-    "the batch grows), or `sample`, every sample alone. With packing a sample is one packed row. Default batch."
+    "the batch grows), or `sample`, each sample separately. With packing, a sample is one packed row. Default batch."
+)
+RHO_SCALE = (
+    "What `rho` measures: `absolute`, the L2 norm of the perturbation (paper), whatever it is added to; `relative`, "
+    "its share of what it is added to: the perturbations of the layers, each divided by the norm of its layer's output "
+    "without padding, have the joint norm `rho`. It does not depend on the scale of the outputs, and `rho` has no "
+    "default then. Default absolute."
 )
 PERTURBED_SHARE = (
-    "Share of a micro-batch's rows that are perturbed, the first ones, rounded up; the first pass reads no others, "
-    "which makes a step cheaper and the defense weaker. With packing a micro-batch of one row is perturbed whole. "
+    "Share of a micro-batch's rows that are perturbed: the first rows, rounded up. The first pass reads only these, "
+    "which makes a step cheaper and the defense weaker. With packing, a micro-batch of one row is perturbed whole. "
     "Default 1, the paper's method."
 )

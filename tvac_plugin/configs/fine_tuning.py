@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from tvac_plugin.configs.base import DefenseConfig, Rows, Scale, Steps, Stream
+from tvac_plugin.configs.base import LEAST, DefenseConfig, NumRows, Scale, Steps, Stream, too_weak
 
 
 class LisaConfig(DefenseConfig):
@@ -36,12 +36,13 @@ class LisaConfig(DefenseConfig):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of all steps, at the start, without that pull. Default 0.1, from the published code.",
+        description="Share of all steps, at the start, without that pull; the step at which exactly that share is over "
+        "has none either. Default 0.1, from the published code.",
     )
-    batch_size: Rows = Field(
+    batch_size: NumRows = Field(
         default=10,
-        description="Alignment examples of one optimizer step, on each process. Default 10; the published script uses "
-        "its user batch, 5.",
+        description="Alignment examples per optimizer step, on each process. Default 10; the published script uses its "
+        "user batch size, 5.",
     )
 
     def streams(self) -> Mapping[str, Stream]:
@@ -49,3 +50,17 @@ class LisaConfig(DefenseConfig):
         if self.alignment_steps == 0:
             return {}
         return {"alignment": Stream("alignment_datasets", self.batch_size)}
+
+    def effect_problems(self) -> list[str]:
+        """Where next to no steps are on alignment data all that defends is the pull, which waits for the warm-up."""
+        share = self.alignment_steps / (self.alignment_steps + self.user_steps)
+        pulls = self.rho >= LEAST and 1 - self.warmup_ratio >= LEAST
+        if share >= LEAST or pulls:
+            return []
+        if not self.alignment_steps and self.rho < LEAST:
+            return too_weak(self.block, alignment_steps=0, rho=self.rho)
+        return [
+            f"lisa.alignment_steps: {self.alignment_steps}, lisa.user_steps: {self.user_steps}, lisa.rho: {self.rho:g} "
+            f"and lisa.warmup_ratio: {self.warmup_ratio:g}: nothing would be defended. Raise alignment_steps, or rho "
+            "with a shorter warm-up."
+        ]

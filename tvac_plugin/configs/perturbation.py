@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import (
     PERTURB,
     PERTURBED_SHARE,
+    RHO_SCALE,
     RHO_SCOPE,
     DefenseConfig,
+    RhoScale,
     RhoScope,
     Share,
     Site,
@@ -19,15 +22,32 @@ from tvac_plugin.configs.base import (
     Stream,
 )
 
-LayerSampling = Literal["gradient_norm", "top_k", "uniform"]
+LayerSampling = Literal["gradient_norm", "relative_gradient_norm", "top_k", "uniform"]
 Freeze = Literal["layer", "attention", "none"]
 CheckpointInactive = Literal["auto", "on", "off"]
 
 
-class TVaccineConfig(DefenseConfig):
+class PerturbationConfig(DefenseConfig):
+    """What the settings with a `rho` and a `rho_scale` share."""
+
+    strengths = ("rho",)
+
+    @model_validator(mode="after")
+    def _refuse_a_norm_as_a_share(self) -> Self:
+        """The default of `rho` is a norm, and hundreds of percent as a share."""
+        if getattr(self, "rho_scale", None) == "relative" and "rho" not in self.model_fields_set:
+            raise UserError(
+                f"{self.block}.rho: has no default with `rho_scale: relative`, where it is a share of the norm of what "
+                f"is perturbed. Add it, for example `{self.block}: {{rho_scale: relative, rho: 0.1}}`."
+            )
+        return self
+
+
+class TVaccineConfig(PerturbationConfig):
     """Settings of T-Vaccine (arXiv 2410.09760)."""
 
     block = "t_vaccine"
+    draws_layers = True
 
     rho: float = Field(
         default=3.0,
@@ -46,7 +66,9 @@ class TVaccineConfig(DefenseConfig):
     layer_sampling: LayerSampling = Field(
         default="gradient_norm",
         description="How layers are drawn: `gradient_norm`, without replacement with probabilities proportional to "
-        "the probe's scores (paper); `top_k`, the highest scores; `uniform`, no probe. Default gradient_norm.",
+        "the probe's scores (paper); `relative_gradient_norm`, the same with each score multiplied by the norm of the "
+        "layer's output, so that it does not depend on the output's scale; `top_k`, the highest of the paper's scores; "
+        "`uniform`, no probe. Default gradient_norm.",
     )
     resample_steps: Steps = Field(
         default=20,
@@ -54,14 +76,13 @@ class TVaccineConfig(DefenseConfig):
         "draws every step: 1.",
     )
     probe_steps: Steps = Field(
-        default=200,
-        description="Optimizer steps between probes (paper: K). Default 200, best in the paper's Table 5.",
+        default=200, description="Optimizer steps between probes (paper: K). Default 200, best in the paper's Table 5."
     )
     probe_samples: int = Field(
         default=200,
         ge=1,
         le=10_000_000,
-        description="Harmful examples available to the probe, the first ones of `harmful_datasets` (paper: N_h). "
+        description="Harmful examples available to the probe: the first rows of `harmful_datasets` (paper: N_h). "
         "Default 200, as in the paper.",
     )
     probe_batch_size: int = Field(
@@ -73,18 +94,19 @@ class TVaccineConfig(DefenseConfig):
     )
     freeze: Freeze = Field(
         default="layer",
-        description="What rests: `layer`, everything outside the drawn layers (paper's text); `attention`, attention "
-        "weights of undrawn layers and all weights of layers below the lowest drawn one (published code); `none`. "
-        "Default layer.",
+        description="What is frozen: `layer`, everything outside the drawn layers (paper's text); `attention`, the "
+        "attention weights of undrawn layers and all weights of layers below the lowest drawn one, whose next lower "
+        "neighbour's other weights learn too in models of more than 26 layers (published code); `none`. Default layer.",
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    rho_scale: RhoScale = Field(default="absolute", description=RHO_SCALE)
     perturbed_share: Share = Field(default=1.0, description=PERTURBED_SHARE)
     checkpoint_inactive: CheckpointInactive = Field(
         default="auto",
-        description="Activation checkpointing of undrawn layers: `auto`, as `gradient_checkpointing` says for all "
-        "layers; `on`, of undrawn layers and no others (published code), which saves most of the memory for less time; "
-        "`off`, of no undrawn layer. Default auto.",
+        description="Activation checkpointing: `auto`, as `gradient_checkpointing` says for all layers; `on`, undrawn "
+        "layers only (published code, up to 26 layers), which saves most of the memory for less time; `off`, no "
+        "undrawn layer. Default auto.",
     )
 
     @field_validator("checkpoint_inactive", mode="before")
@@ -97,8 +119,29 @@ class TVaccineConfig(DefenseConfig):
         """Harmful examples for the probe."""
         return {"probe": Stream("harmful_datasets", self.probe_batch_size, limit=self.probe_samples)}
 
+    def model_problems(self, num_layers: int) -> list[str]:
+        """More layers cannot be drawn than there are."""
+        if self.num_active_layers <= num_layers:
+            return []
+        return [
+            f"t_vaccine.num_active_layers: {self.num_active_layers} is more than the model's {num_layers} layers. "
+            f"Set it to {num_layers} or less."
+        ]
 
-class VaccineConfig(DefenseConfig):
+    def less_memory(self, *, checkpointed: bool) -> dict[str, Any]:
+        """Checkpointing of undrawn layers, unless all layers are checkpointed."""
+        cheapest = "auto" if checkpointed else "on"
+        return {} if self.checkpoint_inactive == cheapest else {"checkpoint_inactive": cheapest}
+
+    @classmethod
+    def for_benchmark(cls, *, rows: int, layers: int) -> dict[str, Any]:
+        """Uniform draws at every step, so that the mean over steps is the mean over draws."""
+        return {
+            "num_active_layers": layers, "layer_sampling": "uniform", "resample_steps": 1, "probe_batch_size": rows,
+        }  # fmt: skip
+
+
+class VaccineConfig(PerturbationConfig):
     """Settings of Vaccine (arXiv 2402.01109)."""
 
     block = "vaccine"
@@ -111,10 +154,11 @@ class VaccineConfig(DefenseConfig):
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    rho_scale: RhoScale = Field(default="absolute", description=RHO_SCALE)
     perturbed_share: Share = Field(default=1.0, description=PERTURBED_SHARE)
 
 
-class RandomNoiseConfig(DefenseConfig):
+class RandomNoiseConfig(PerturbationConfig):
     """Settings of the control for every perturbation: Gaussian noise of the same norm in a random direction."""
 
     block = "random_noise"
@@ -123,8 +167,9 @@ class RandomNoiseConfig(DefenseConfig):
         default=2.0,
         ge=0,
         le=10_000,
-        description="L2 norm of the noise over all layers, so that a Vaccine of the same `rho` differs in the "
-        "direction alone. Default 2, as Vaccine's.",
+        description="L2 norm of the noise over all layers, so that Vaccine with the same `rho` differs only in the "
+        "direction. Default 2, as Vaccine's.",
     )
     perturb: Site = Field(default="attention", description=PERTURB)
     rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    rho_scale: RhoScale = Field(default="absolute", description=RHO_SCALE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import Block, Entries
 
 
@@ -13,10 +14,7 @@ class SimulatedUserConfig(Block):
     block = "simulated_user"
 
     num_samples: int = Field(
-        default=1000,
-        ge=1,
-        le=10_000_000,
-        description="Rows in all (papers: n). Default 1000, as in the papers.",
+        default=1000, ge=1, le=10_000_000, description="Number of rows (papers: n). Default 1000, as in the papers."
     )
     harmful_ratio: float = Field(
         default=0.1,
@@ -34,16 +32,16 @@ class SimulatedUserConfig(Block):
         description="Harmful prompts with harmful answers; entries as in `datasets:`. Required unless `harmful_ratio` "
         "is 0. Default: absent.",
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Of the rows drawn and of their order. Default 42.")
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed for drawing and ordering rows. Default 42.")
     disjoint_from: Entries | None = Field(
         default=None,
-        description="Alignment, probe and evaluation data; entries as in `datasets:`. A prompt of the user's that is "
-        "also there is an error. A chain fills this in. Default: absent.",
+        description="Alignment, probe and evaluation data; entries as in `datasets:`. A user's prompt that is also "
+        "there is an error. A chain fills this in. Default: absent.",
     )
     drop_overlap: bool = Field(
         default=False,
-        description="Leave rows whose prompt is in `disjoint_from` out of the draw, and count them, instead of "
-        "refusing them. Default False.",
+        description="Leave rows whose prompt is in `disjoint_from` out of the draw and count them, instead of refusing "
+        "them. Default False.",
     )
 
     @property
@@ -63,5 +61,5 @@ class SimulatedUserConfig(Block):
             ("harmful_datasets", self.num_harmful, self.harmful_datasets),
         ):
             if count and not entries:
-                raise ValueError(f"simulated_user: {count} rows are to come from `{key}:`, which is missing. Add it.")
+                raise UserError(f"simulated_user: {count} rows are to come from `{key}:`, which is missing. Add it.")
         return self

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from tvac_plugin.configs.base import DefenseConfig, Stream
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
+from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepReport, trainable
 from tvac_plugin.defenses.booster import Booster
 from tvac_plugin.defenses.custom import defense_class
 from tvac_plugin.defenses.lisa import Lisa
@@ -14,10 +16,13 @@ from tvac_plugin.defenses.rep_noise import RepNoise
 from tvac_plugin.defenses.t_vaccine import TVaccine
 from tvac_plugin.defenses.tar import TAR
 from tvac_plugin.defenses.vaccine import Vaccine
+from tvac_plugin.model.numerics import norm
+from tvac_plugin.model.types import Batch
 
 __all__ = [
     "DEFENSES", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise",
-    "RepNoise", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense", "defense_name", "trainable",
+    "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense", "defense_name", "norm",
+    "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
@@ -30,10 +35,25 @@ def build_defense(config: DefenseConfig, model: nn.Module, *, seed: int) -> Defe
     """Binds the defense that `config` describes to `model`.
 
     Raises:
-        ValueError: The model is too small for the settings, not a decoder whose layers can be found, or no defense
+        UserError: The model is too small for the settings, not a decoder whose layers can be found, or no defense
             has settings of this class.
     """
     return _class_of(config)(config, model, seed=seed)
+
+
+def step_kinds(
+    config: DefenseConfig, num_layers: int, *, accumulation: int, probes: Sequence[Sequence[float]] = ()
+) -> list[StepKind]:
+    """The kinds of micro-batches that the defense of `config` takes on a model of `num_layers` layers.
+
+    Args:
+        config: The defense's settings.
+        num_layers: Decoder layers of the model.
+        accumulation: Micro-batches of an optimizer step.
+        probes: Probabilities of all layers, for each probe of an earlier run; only if `config` draws layers.
+    """
+    known = {"probes": probes} if probes else {}  # a defense of the user's own may be older than the argument
+    return _class_of(config).step_kinds(config, num_layers, accumulation=accumulation, **known)
 
 
 def defense_name(config: DefenseConfig) -> str:

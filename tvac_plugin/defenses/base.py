@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.model.types import Batch, Outputs, Pair
 
-Batch = Mapping[str, Any]
-"""Model inputs with `labels`; tensors of shape [batch, sequence]."""
+TINY = 1e-12
+"""A gradient or perturbation of this norm does nothing."""
 
 
 class Position(NamedTuple):
@@ -35,31 +36,6 @@ class Position(NamedTuple):
     num_steps: int = 0
 
 
-class Outputs(NamedTuple):
-    """What a forward pass gives.
-
-    Attributes:
-        logits: [batch, sequence, vocabulary].
-        hidden_states: The residual stream before each layer and, normed, after the last; each
-            [batch, sequence, hidden]. Empty unless asked for.
-    """
-
-    logits: Tensor
-    hidden_states: tuple[Tensor, ...] = ()
-
-
-class Pair(NamedTuple):
-    """The same prompts answered twice, padded on the right to one length.
-
-    Attributes:
-        first: Rows of the stream's own key, the harmful answers.
-        second: Rows of the key it is paired with, the refusals.
-    """
-
-    first: Batch
-    second: Batch
-
-
 class Host(Protocol):
     """What a defense may ask of the trainer.
 
@@ -67,8 +43,13 @@ class Host(Protocol):
     training processes.
     """
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy on `batch`, scaled as `train` scales it, with its autograd graph."""
+    def loss(self, batch: Batch, *, of: Batch | None = None) -> Tensor:
+        """Mean cross-entropy on `batch`, scaled as `train` scales it, with its autograd graph.
+
+        Args:
+            batch: What to compute it on.
+            of: The micro-batch that `batch` is a part of and stands for, so that both have one scale.
+        """
 
     def train(self, batch: Batch) -> Tensor:
         """Forward and backward on `batch`; adds to the parameters' gradients and returns the detached loss.
@@ -94,6 +75,9 @@ class Host(Protocol):
     def gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Gradients of `loss`, zero where it does not depend on a parameter; no `.grad` changes."""
 
+    def output_gradients(self, loss: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of `loss` at outputs of modules, on this process alone."""
+
     def add_gradients(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
         """Adds to the gradient of this optimizer step, once and whole, whatever the accumulation."""
 
@@ -113,6 +97,24 @@ class Host(Protocol):
         """The number of this process's `index`-th batch among those of all processes; seeds what differs by batch."""
 
 
+class StepKind(NamedTuple):
+    """A kind of micro-batch, for those who count what a step costs.
+
+    Attributes:
+        share: How many of all micro-batches are of this kind; the shares of all kinds add up to 1.
+        config: The settings to take it with.
+        position: Where training stands.
+        state: The defense's state at that moment, as `state_dict` gives it; `None` for the first one.
+        place: Kinds with a place lie on a line: place 0 costs most, and from 1 on cost may change evenly.
+    """
+
+    share: float
+    config: DefenseConfig
+    position: Position
+    state: Mapping[str, Any] | None = None
+    place: int | None = None
+
+
 @dataclass
 class StepReport:
     """What one micro-batch did.
@@ -120,8 +122,8 @@ class StepReport:
     Attributes:
         loss: The detached training loss, what the trainer returns for this micro-batch.
         losses: Other losses on the scale of `loss`, by name; summed over the micro-batches of a step.
-        norms: L2 norms of what the defense did, by name: a perturbation, or a gradient it added. If all are zero or
-            not finite it did nothing. Empty where nothing was due.
+        norms: L2 norms by name: of a perturbation, or of a gradient that was added. Empty where nothing was due.
+        effect: The norm that says whether the defense did anything, if not all of `norms` do.
         active_layers: Indices of the layers perturbed.
         num_fired: How many layers really received their perturbation.
         events: What to write to the trace, if anything happened.
@@ -130,6 +132,7 @@ class StepReport:
     loss: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
+    effect: Tensor | None = None
     active_layers: tuple[int, ...] = ()
     num_fired: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -137,10 +140,11 @@ class StepReport:
     @property
     def idle(self) -> Tensor | None:
         """Whether the defense did nothing where something was due, as a scalar; `None` where nothing was."""
-        if not self.norms:
+        norms = list(self.norms.values()) if self.effect is None else [self.effect]
+        if not norms:
             return None
-        norms = torch.stack([norm.detach().float() for norm in self.norms.values()])
-        return ((norms == 0) | ~norms.isfinite()).all()
+        sizes = torch.stack([norm.detach().float() for norm in norms])
+        return ((sizes < TINY) | ~sizes.isfinite()).all()
 
 
 class Defense(ABC):
@@ -160,6 +164,20 @@ class Defense(ABC):
             model: The model without the trainer's wrappers.
             seed: Everything random must depend on it and on the step alone, or be in `state_dict`.
         """
+
+    @classmethod
+    def step_kinds(
+        cls, config: Any, num_layers: int, *, accumulation: int, probes: Sequence[Sequence[float]] = ()
+    ) -> list[StepKind]:
+        """What kinds of micro-batches there are; by default the first one stands for all.
+
+        Args:
+            config: An instance of `config_class`.
+            num_layers: Decoder layers of the model.
+            accumulation: Micro-batches of an optimizer step.
+            probes: Probabilities of all layers, for each probe of an earlier run, where settings have `draws_layers`.
+        """
+        return [StepKind(1.0, config, Position(0, starts_step=True))]
 
     @abstractmethod
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:

@@ -15,8 +15,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tvac_plugin.configs.unlearning import BoosterConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.weights import combined, finite, move, norm, restored
+from tvac_plugin.defenses.base import Defense, Host, Position, StepReport, trainable
+from tvac_plugin.model.numerics import norm
+from tvac_plugin.model.types import Batch
+from tvac_plugin.model.weights import combined, finite, move, restored
 
 _TINY = 1e-7
 

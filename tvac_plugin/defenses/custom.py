@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses.base import Defense
 
@@ -19,26 +20,26 @@ def import_defense(path: str) -> type[Defense]:
     """Imports the defense at `path`, looking in the current folder too; importing a module runs it.
 
     Raises:
-        ValueError: There is no such class, or it is not a defense with settings of its own.
+        UserError: There is no such class, or it is not a defense with settings of its own.
     """
     module_name, _, class_name = path.rpartition(".")
     try:
         with _current_folder_on_path():
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise ValueError(
+        raise UserError(
             f"safety_defense: {path} cannot be imported: {type(error).__name__}: {error}. {_SHOW}"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
-        raise ValueError(f"safety_defense: {module_name} has no `{class_name}`. {_SHOW}")
+        raise UserError(f"safety_defense: {module_name} has no `{class_name}`. {_SHOW}")
     if not (isinstance(found, type) and issubclass(found, Defense)):
-        raise ValueError(f"safety_defense: {path} is not a subclass of tvac_plugin.defenses.Defense. Make it one.")
+        raise UserError(f"safety_defense: {path} is not a subclass of tvac_plugin.defenses.Defense. Make it one.")
     config_class = getattr(found, "config_class", None)
     if not (isinstance(config_class, type) and issubclass(config_class, DefenseConfig)):
-        raise ValueError(f"safety_defense: {path} has no `config_class`. Set it to a subclass of DefenseConfig.")
+        raise UserError(f"safety_defense: {path} has no `config_class`. Set it to a subclass of DefenseConfig.")
     if "config_class" not in vars(found) or config_class.block != DefenseConfig.block:
-        raise ValueError(
+        raise UserError(
             f"safety_defense: {path} shares its `config_class` with another defense. Give it one of its own, a direct "
             "subclass of DefenseConfig."
         )
@@ -58,7 +59,7 @@ def defense_class(config: DefenseConfig) -> type[Defense]:
     """The imported defense whose settings are of the class of `config`.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     waiting = list(Defense.__subclasses__())
     while waiting:
@@ -66,7 +67,7 @@ def defense_class(config: DefenseConfig) -> type[Defense]:
         if getattr(candidate, "config_class", None) is type(config):
             return candidate
         waiting += candidate.__subclasses__()
-    raise ValueError(f"no defense has settings of {type(config).__name__}. Name it in the `config_class` of a Defense.")
+    raise UserError(f"no defense has settings of {type(config).__name__}. Name it in the `config_class` of a Defense.")
 
 
 @contextmanager

@@ -3,8 +3,9 @@
     state A, K1 steps    min over w of  L(w; D_alignment) + rho / 2 * ||w - w_user||^2
     state U, K2 steps    min over w of  L(w; D_user)      + rho / 2 * ||w - w_alignment||^2      (Algorithm 1)
 
-w_user and w_alignment are the weights at which the other state ended; both start at the first weights. In the first
-tenth of training there is no pull. Not to be confused with layer-wise LISA, which draws layers.
+w_user and w_alignment are the weights at which the other state ended; both start at the first weights. There is no pull
+until more than a tenth of all steps are over, as in the published code. Not to be confused with layer-wise LISA, which
+draws layers.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.fine_tuning import LisaConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.weights import copied, norm
+from tvac_plugin.defenses.base import Defense, Host, Position, StepReport, trainable
+from tvac_plugin.model.numerics import norm
+from tvac_plugin.model.types import Batch
+from tvac_plugin.model.weights import copied
 
 State = Literal["alignment", "user"]
 _OTHER: dict[State, State] = {"alignment": "user", "user": "alignment"}
@@ -49,13 +53,17 @@ class Lisa(Defense):
         if self._pulls(position):
             pull = self._pull()
             host.add_gradients(self._weights, pull)
-            norms = {"pull_norm": norm(pull)}
-        self._loss = host.train(batch) if self._state == "user" else self._align(host, position.step)
+            if not events:  # where a state begins the weights are still where the other one ended
+                norms["pull_norm"] = norm(pull)
+        if self._state == "user":
+            self._loss = host.train(batch)
+        else:
+            self._loss, norms["alignment_norm"] = self._align(host, position.step)
         return StepReport(loss=self._loss, norms=norms, events=events)
 
     def _refuse_alignment_alone(self, num_steps: int) -> None:
         if 0 < num_steps <= self._config.alignment_steps:
-            raise ValueError(
+            raise UserError(
                 f"lisa.alignment_steps: {self._config.alignment_steps} is not less than the {num_steps} steps of "
                 "training, so the user's data would never be trained on. Set it lower, and user_steps with it."
             )
@@ -76,7 +84,7 @@ class Lisa(Defense):
         return [{"event": "state", "state": state}]
 
     def _pulls(self, position: Position) -> bool:
-        return self._config.rho > 0 and position.step >= self._config.warmup_ratio * position.num_steps
+        return self._config.rho > 0 and position.step > self._config.warmup_ratio * position.num_steps
 
     def _pull(self) -> list[Tensor]:
         """Gradient of the proximal term: rho * (w - w_other)."""
@@ -85,13 +93,13 @@ class Lisa(Defense):
         pairs = zip(self._weights, anchors, strict=True)
         return [self._config.rho * (weight.detach() - anchor) for weight, anchor in pairs]
 
-    def _align(self, host: Host, step: int) -> Tensor:
-        """One optimizer step's gradient on alignment data."""
+    def _align(self, host: Host, step: int) -> tuple[Tensor, Tensor]:
+        """One optimizer step's gradient on alignment data; returns the loss and the gradient's norm."""
         with host.auxiliary(replay=False):
             loss = host.mean_loss(host.batch("alignment", step))
             gradients = host.gradients(loss, self._weights)
         host.add_gradients(self._weights, gradients)
-        return loss.detach()
+        return loss.detach(), norm(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """The current state, and the weights at which each state ended."""

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvac_plugin.activations import capture, find_blocks
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.unlearning import RepNoiseConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Pair, Position, StepReport, trainable
-from tvac_plugin.readout import Readout, adds_residual
-from tvac_plugin.weights import finite, norm
+from tvac_plugin.defenses.base import Defense, Host, Position, StepReport, trainable
+from tvac_plugin.model.architecture import find_blocks
+from tvac_plugin.model.hooks import capture
+from tvac_plugin.model.logit_lens import Readout, adds_residual
+from tvac_plugin.model.numerics import norm, precise, seed_of
+from tvac_plugin.model.types import Batch, Pair
+from tvac_plugin.model.weights import finite
 
 _NUM_KERNELS = 5
 
@@ -35,11 +39,11 @@ class RepNoise(Defense):
         """Binds the defense to `model`; the noise depends on `seed`, the layer and the batch of pairs.
 
         Raises:
-            ValueError: The model has no feed-forward modules of their own, or no norm before its head.
+            UserError: The model has no feed-forward modules of their own, or no norm before its head.
         """
         for block in find_blocks(model):
             if block.mlp is None or adds_residual(block.mlp):
-                raise ValueError(
+                raise UserError(
                     f"rep_noise needs feed-forward modules, and {type(block.layer).__name__} has none whose output is "
                     "not yet added to the residual. Use another defense."
                 )
@@ -83,8 +87,8 @@ class RepNoise(Defense):
         """N, from the feed-forward outputs, each [batch, sequence, hidden], and the mask, [batch, sequence]."""
         distances = []
         for layer, hidden in sorted(mlp_outputs.items()):
-            x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            generator = torch.Generator(x.device).manual_seed((self._seed * 1_000_003 + number) * 10_007 + layer)
+            x = precise(hidden)
+            generator = torch.Generator(x.device).manual_seed(seed_of(self._seed, number, layer))
             z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             kept = mask.to(x.device).unsqueeze(-1)
             distances.append(mmd((x * kept).flatten(1), (z * kept).flatten(1)).to(mask.device))
@@ -127,4 +131,4 @@ def _masked(states: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.numel() == 0:
         return logits.sum() * 0
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+    return F.cross_entropy(precise(logits), targets)

@@ -8,21 +8,38 @@
 
 e_l is the attention output of layer l, B a micro-batch of alignment data, B_h one of harmful data. Settings and their
 symbols are described in `tvac_plugin.configs.perturbation.TVaccineConfig`.
+
+Not in the paper is `layer_sampling: relative_gradient_norm`, with s_l = ||e_l|| * ||dL(w; B_h) / de_l||. A perturbation
+of relative size t, eps_l = t * ||e_l|| * u with ||u|| = 1, changes L to first order by t * ||e_l|| * <dL / de_l, u>,
+at most by t * s_l, with u along the gradient. If what makes e_l is multiplied by c and what reads it is divided by c,
+the gradient is divided by c, and the paper's score with it, but not this one. `tvac_plugin.defenses.budget` has the
+eps_l of `rho_scale: relative`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.activations import find_blocks, frozen, has_side_outputs
-from tvac_plugin.checkpointing import can_checkpoint, checkpointed
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.perturbation import TVaccineConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.defenses.two_pass import gradients_at, joint_norm, perturbed_step
+from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepReport, trainable
+from tvac_plugin.defenses.budget import output_square
+from tvac_plugin.defenses.layer_draws import draw_layers, entropy, layer_probabilities, lowest_layer_shares, uniform
+from tvac_plugin.defenses.two_pass import gradients_at, perturbed_step
+from tvac_plugin.model.architecture import find_blocks, has_side_outputs
+from tvac_plugin.model.hooks import frozen
+from tvac_plugin.model.layer_checkpointing import can_checkpoint, checkpointed
+from tvac_plugin.model.numerics import norm, seed_of
+from tvac_plugin.model.types import Batch
+
+LOG = getLogger(__name__)
+_NEVER = 10_000_000
+_MANY_LAYERS = 26  # with more, the published code trains MLP adapters from one layer below the lowest drawn one
 
 
 class TVaccine(Defense):
@@ -34,19 +51,17 @@ class TVaccine(Defense):
         """Binds the defense to `model`; what is drawn depends on `seed`, the scores and the step alone.
 
         Raises:
-            ValueError: The model has fewer layers than are to be drawn, or its layers are not found.
+            UserError: The model has fewer layers than are to be drawn, or its layers are not found.
         """
         self._blocks = find_blocks(model)
-        if config.num_active_layers > len(self._blocks):
-            raise ValueError(
-                f"t_vaccine.num_active_layers: {config.num_active_layers} is more than the model's "
-                f"{len(self._blocks)} layers. Set it to {len(self._blocks)} or less."
-            )
+        for problem in config.model_problems(len(self._blocks)):
+            raise UserError(problem)
         if config.checkpoint_inactive != "auto" and not all(can_checkpoint(block.layer) for block in self._blocks):
-            raise ValueError(
+            raise UserError(
                 f"t_vaccine.checkpoint_inactive: the layers of {type(model).__name__} have no switch of their own. "
                 "Set it to auto."
             )
+        self._refuse_untrainable(config)
         self._config = config
         self._modules = {block.index: block.module(config.perturb) for block in self._blocks}
         self._trainable = trainable(model)
@@ -57,6 +72,14 @@ class TVaccine(Defense):
         self._num_probes = 0
         self._probabilities: Tensor | None = None
         self._active: tuple[int, ...] = ()
+
+    def _refuse_untrainable(self, config: TVaccineConfig) -> None:
+        idle = [block.index for block in self._blocks if not trainable(block.layer)]
+        if idle and config.freeze != "none":
+            raise UserError(
+                f"t_vaccine: nothing learns in layers {', '.join(map(str, idle))}, and with `freeze: {config.freeze}` "
+                "only drawn layers learn. Train something in every layer, or set `t_vaccine.freeze: none`."
+            )
 
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """Probes and draws when they are due, then trains the drawn layers against their perturbation."""
@@ -74,6 +97,7 @@ class TVaccine(Defense):
                 {index: self._modules[index] for index in self._active},
                 rho=config.rho,
                 rho_scope=config.rho_scope,
+                rho_scale=config.rho_scale,
                 weights=self._trainable,
                 below=self._below(),
                 share=config.perturbed_share,
@@ -90,17 +114,27 @@ class TVaccine(Defense):
         """Scores each layer by the gradient norm of its output on harmful data (p_l = s_l / sum s_j).
 
         Processes that probe n_r answer tokens each score as one that probes them all: s_l^2 is proportional to the
-        sum over r of (n_r * s_l,r)^2.
+        sum over r of (n_r * s_l,r)^2, and the squared norm of an output is the sum of theirs.
         """
         batch = host.batch("probe", self._num_probes)
+        is_relative = self._config.layer_sampling == "relative_gradient_norm"
+        square_of = output_square(batch, "batch") if is_relative else None
         with host.auxiliary(), frozen(self._trainable), checkpointed(self._checkpointing(())):
-            probe = gradients_at(self._modules, lambda: host.mean_loss(batch))
-        norms = torch.stack([joint_norm({index: probe.at[index]}) for index in sorted(self._modules)])
+            probe = gradients_at(self._modules, host, lambda: host.mean_loss(batch), square_of=square_of)
+        norms = torch.stack([norm([probe.at[index]]) for index in sorted(self._modules)])
         num_tokens = (batch["labels"][:, 1:] != -100).sum().to(norms.device, norms.dtype)
-        totals = torch.stack([num_tokens, num_tokens * probe.loss, *(num_tokens * norms).square()])
+        outputs = [probe.squares[index].squeeze() for index in sorted(probe.squares)]
+        totals = torch.stack([num_tokens, num_tokens * probe.loss, *(num_tokens * norms).square(), *outputs])
         mean_tokens, mean_loss, *squares = host.mean_across_processes(totals).cpu().double()
-        scores = torch.stack(squares).sqrt() / mean_tokens
+        scores = torch.stack(squares[: len(norms)]).sqrt() / mean_tokens
+        if is_relative:
+            scores = scores * torch.stack(squares[len(norms) :]).sqrt()
         self._num_probes += 1
+        if not (torch.isfinite(scores).all() and scores.sum() > 0):
+            LOG.warning(
+                f"probe {self._num_probes}: its scores are zero or not finite, so layers are drawn uniformly until "
+                "the next one. Look for harmful rows without an answer, or lower the learning rate."
+            )
         self._probabilities = layer_probabilities(scores)
         return {
             "event": "probe",
@@ -115,12 +149,8 @@ class TVaccine(Defense):
         count = self._config.num_active_layers
         probabilities = self._probabilities
         if probabilities is None:
-            probabilities = _uniform(len(self._blocks))
-        if self._config.layer_sampling == "top_k":
-            drawn = probabilities.topk(count).indices
-        else:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-            drawn = torch.multinomial(probabilities, count, replacement=False, generator=generator)
+            probabilities = uniform(len(self._blocks))
+        drawn = draw_layers(probabilities, count, self._config.layer_sampling, seed=seed_of(self._seed, step))
         self._active = tuple(sorted(drawn.tolist()))
         return {"event": "draw", "layers": list(self._active)}
 
@@ -131,17 +161,26 @@ class TVaccine(Defense):
         if self._config.freeze == "layer":
             learning = _parameter_ids(self._blocks[index].layer for index in self._active)
             return [p for p in self._trainable if id(p) not in learning]
-        below = self._blocks[: min(self._active)]
+        below = self._blocks[: self._lowest_learning()]
         undrawn = [block for block in self._blocks if block.index not in self._active]
         resting = _parameter_ids([*(b.layer for b in below), *(b.attention for b in undrawn)])
         return [p for p in self._trainable if id(p) in resting]
 
+    def _lowest_learning(self) -> int:
+        """The lowest layer in which something learns, where anything is frozen.
+
+        In the published code nothing learns below the lowest layer that it does not checkpoint. That is the lowest
+        drawn one, and with more than 26 layers the one before.
+        """
+        reaches_lower = self._config.freeze == "attention" and len(self._blocks) > _MANY_LAYERS
+        return max(0, min(self._active) - reaches_lower)
+
     def _below(self) -> list[nn.Module]:
-        """The layers below the lowest drawn one, if nothing learns there and they hand on nothing but their output."""
+        """The layers below the lowest that learns, if there is one and they hand on nothing but their output."""
         learns = {"layer": False, "attention": self._trains_embeddings, "none": True}[self._config.freeze]
         if learns or self._has_side_outputs:
             return []
-        return [block.layer for block in self._blocks[: min(self._active)]]
+        return [block.layer for block in self._blocks[: self._lowest_learning()]]
 
     def _checkpointing(self, drawn: tuple[int, ...]) -> dict[nn.Module, bool]:
         """Which layers keep only their input in a pass, as `checkpoint_inactive` says; empty to leave them alone."""
@@ -150,6 +189,30 @@ class TVaccine(Defense):
             return {}
         layers = self._blocks if setting == "on" else [block for block in self._blocks if block.index not in drawn]
         return {block.layer: setting == "on" and block.index not in drawn for block in layers}
+
+    @classmethod
+    def step_kinds(
+        cls, config: TVaccineConfig, num_layers: int, *, accumulation: int, probes: Sequence[Sequence[float]] = ()
+    ) -> list[StepKind]:
+        """Draws by their lowest layer, above which everything runs twice, and the probe.
+
+        Where the other layers lie matters little, and they are spread evenly. What the probe finds cannot be known
+        beforehand: without `probes` draws are taken for uniform. The probe's own step is taken with the costliest draw,
+        and counts among the steps of that draw.
+        """
+        num_drawn, kinds = config.num_active_layers, []
+        shares = lowest_layer_shares(num_layers, num_drawn, config.layer_sampling, probes=probes)
+        for lowest, share in shares.items():
+            gaps = range(num_drawn - 1)
+            above = [lowest + 1 + i * (num_layers - 1 - lowest) // (num_drawn - 1) for i in gaps]
+            state = {"num_probes": 1, "probabilities": None, "active_layers": [lowest, *above]}
+            kinds.append(StepKind(share, config, Position(1, starts_step=False), state, place=lowest))
+        if config.layer_sampling == "uniform":
+            return kinds
+        costliest, probed = kinds[0], 1 / (config.probe_steps * accumulation)
+        undrawn = config.model_copy(update={"resample_steps": _NEVER})
+        kinds[0] = costliest._replace(share=costliest.share - probed)
+        return [*kinds, StepKind(probed, undrawn, Position(1, starts_step=True), costliest.state)]
 
     def state_dict(self) -> dict[str, Any]:
         """Number of probes, probabilities and drawn layers."""
@@ -166,23 +229,6 @@ class TVaccine(Defense):
         self._num_probes = state["num_probes"]
         self._probabilities = None if probabilities is None else torch.tensor(probabilities).double()
         self._active = tuple(state["active_layers"])
-
-
-def layer_probabilities(scores: Tensor) -> Tensor:
-    """Scores s_l, [layers], to probabilities p_l = s_l / sum over j of s_j; uniform where they say nothing."""
-    total = scores.sum()
-    if not torch.isfinite(total) or total <= 0:
-        return _uniform(len(scores))
-    return (scores / total).clamp(min=1e-12)
-
-
-def entropy(probabilities: Tensor) -> float:
-    """Entropy in nats: log(layers) when all layers matter alike, 0 when one is all that matters."""
-    return float(-(probabilities * probabilities.log()).sum())
-
-
-def _uniform(count: int) -> Tensor:
-    return torch.full((count,), 1 / count, dtype=torch.float64)
 
 
 def _parameter_ids(modules: Iterable[nn.Module]) -> set[int]:

@@ -1,7 +1,8 @@
 """TAR, tamper-resistant safeguards (Tamirisa et al., arXiv 2408.00761, Algorithm 1).
 
     every optimizer step    x_tr: held-out harmful rows;  eta: drawn adversary learning rate;  g_tr = 0
-        k = 0 .. K - 1      one step of a fresh AdamW(eta) on an adversary's batch
+        k = 0 .. K - 1      one step of a fresh AdamW(eta) on an adversary's batch; in a third of the optimizer steps
+                            on benign batches first, and on harmful ones after a Beta-distributed share of K
                             every few k:  g_tr += exp(decay * (k - (K - 1))) * grad L_TR(w_k; x_tr)
         w restored          update with  grad L(w; B) + lambda_retain * grad L_retain(w; x_r) + lambda_TR * g_tr
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvac_plugin.configs.unlearning import TARConfig
-from tvac_plugin.defenses.base import Batch, Defense, Host, Position, StepReport, trainable
-from tvac_plugin.weights import combined, copied, finite, norm, replaced, restored
+from tvac_plugin.defenses.base import Defense, Host, Position, StepReport, trainable
+from tvac_plugin.model.numerics import norm, precise, seed_of
+from tvac_plugin.model.types import Batch
+from tvac_plugin.model.weights import combined, copied, finite, replaced, restored
 
 
 class TAR(Defense):
@@ -40,6 +43,7 @@ class TAR(Defense):
         """Adds the tamper-resistance and retain gradients at the start of an optimizer step, then trains as usual."""
         losses: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
+        effect = None
         if position.starts_step:
             tamper, losses = self._tamper_resistance(host, position.step)
             retain, retained = self._retain(host, batch, position.step)
@@ -47,14 +51,16 @@ class TAR(Defense):
             host.add_gradients(self._weights, total)
             losses |= {"retain_loss": retained}
             norms = {"tamper_norm": norm(tamper), "retain_norm": norm(retain)}
-        return StepReport(loss=host.train(batch), losses=losses, norms=norms)
+            effect = self._config.tamper_scale * norms["tamper_norm"]
+        return StepReport(loss=host.train(batch), losses=losses, norms=norms, effect=effect)
 
     def _tamper_resistance(self, host: Host, step: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """g_tr, and the tamper loss at the last evaluation; the weights are as before."""
         config = self._config
-        rng = random.Random(self._seed * 1_000_003 + step)
+        rng = random.Random(seed_of(self._seed, step))
         learning_rate = rng.choice(config.adversary_learning_rates)
-        share = rng.betavariate(*config.switch_beta) if host.has("benign") else 0.0
+        switches = host.has("benign") and rng.random() < config.switch_share
+        share = rng.betavariate(*config.switch_beta) if switches else 0.0
         num_benign_steps = math.floor(config.inner_steps * share)
         gradient = [torch.zeros_like(weight) for weight in self._weights]
         with host.auxiliary():
@@ -118,7 +124,7 @@ def answer_log_probability(logits: Tensor, batch: Batch) -> Tensor:
     """Log probability of each row's labelled tokens together, [batch], from logits, [batch, sequence, vocabulary]."""
     labels = batch["labels"].to(logits.device)[:, 1:]
     kept = labels != -100
-    scores = _precise(logits[:, :-1]).log_softmax(-1)
+    scores = precise(logits[:, :-1]).log_softmax(-1)
     chosen = scores.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     total: Tensor = (chosen * kept).sum(-1)
     return total
@@ -127,7 +133,7 @@ def answer_log_probability(logits: Tensor, batch: Batch) -> Tensor:
 def answer_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Mean entropy, in nats, of the predictions of labelled tokens."""
     kept = batch["labels"].to(logits.device)[:, 1:] != -100
-    scores = _precise(logits[:, :-1][kept]).log_softmax(-1)
+    scores = precise(logits[:, :-1][kept]).log_softmax(-1)
     return -(scores.exp() * scores).sum(-1).mean()
 
 
@@ -138,10 +144,6 @@ def mean_distance(now: tuple[Tensor, ...], before: tuple[Tensor, ...], batch: Ba
     """
     mask = batch.get("attention_mask")
     kept = (torch.ones_like(batch["input_ids"]) if mask is None else mask).to(now[0].device) != 0
-    moved = [_precise(a)[kept] - _precise(b)[kept] for a, b in zip(now, before, strict=True)]
+    moved = [precise(a)[kept] - precise(b)[kept] for a, b in zip(now, before, strict=True)]
     distances = [torch.linalg.vector_norm(change, dim=-1).mean() for change in moved]
     return torch.stack(distances).mean()
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

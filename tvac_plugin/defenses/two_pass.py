@@ -9,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvac_plugin.activations import Fired, capture, frozen, perturb
-from tvac_plugin.configs.base import RhoScope
-from tvac_plugin.defenses.base import Batch, Host, StepReport
-from tvac_plugin.prefix import SharedPrefix
+from tvac_plugin.configs.base import RhoScale, RhoScope
+from tvac_plugin.defenses.base import Host, StepReport
+from tvac_plugin.defenses.budget import joint_share, output_square, worst_perturbation
+from tvac_plugin.model.hooks import Fired, capture, frozen, perturb
+from tvac_plugin.model.numerics import norm
+from tvac_plugin.model.shared_prefix import SharedPrefix
+from tvac_plugin.model.types import Batch
 
 
 class Gradients(NamedTuple):
@@ -21,10 +24,12 @@ class Gradients(NamedTuple):
     Attributes:
         loss: Detached scalar.
         at: Gradient at each module's output, [batch, sequence, hidden].
+        squares: Squared norm of each module's output, if asked for; [1, 1, 1], or [batch, 1, 1] by sample.
     """
 
     loss: Tensor
     at: dict[int, Tensor]
+    squares: dict[int, Tensor]
 
 
 def perturbed_step(
@@ -34,11 +39,14 @@ def perturbed_step(
     *,
     rho: float,
     rho_scope: RhoScope,
+    rho_scale: RhoScale = "absolute",
     weights: Sequence[nn.Parameter],
     below: Sequence[nn.Module] = (),
     share: float = 1.0,
 ) -> StepReport:
     """One micro-batch of min over w of max over ||eps|| <= rho of L(w; e + eps), in two passes.
+
+    With `rho_scale` "relative" the maximum is over sqrt(sum over l of (||eps_l|| / ||e_l||)^2) <= rho.
 
     Pass 1 finds the gradient at the modules' outputs; its graph begins at the lowest of them and holds no weight.
     Pass 2 trains with the outputs pushed uphill. Both see the same dropout masks.
@@ -49,6 +57,7 @@ def perturbed_step(
         modules: Layer index to the module whose output e_l is perturbed.
         rho: L2 radius of the perturbation.
         rho_scope: Whether the radius bounds the whole micro-batch or each sample.
+        rho_scale: Whether the radius is a norm, or a share of the outputs' norms.
         weights: All trainable parameters, none of which pass 1 needs a gradient of.
         below: The first layers of the decoder, if none of them is perturbed or learns; they run once.
         share: Share of the rows that is perturbed, the first ones; with less than all, pass 1 reads no others, sees
@@ -60,10 +69,13 @@ def perturbed_step(
     num_rows = len(batch["labels"])
     num_perturbed = ceil(share * num_rows)
     prefix = SharedPrefix(below if num_perturbed == num_rows else ())
+    rows = _first_rows(batch, num_perturbed)
+    square_of = output_square(rows, rho_scope) if rho_scale == "relative" else None
     with host.auxiliary(), frozen(weights), prefix.recorded():
-        clean = gradients_at(modules, lambda: host.loss(_first_rows(batch, num_perturbed)))
-    offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope)
+        clean = gradients_at(modules, host, lambda: host.loss(rows, of=batch), square_of=square_of)
+    offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope, output_squares=clean.squares)
     clean.at.clear()  # as large as the offsets, and pass 2 is where memory peaks
+    shares = {} if square_of is None else {"relative_perturbation_norm": joint_share(offsets, clean.squares, rho_scope)}
     offsets = {key: _extended(offset, num_rows / num_perturbed) for key, offset in offsets.items()}
     with perturb(modules, offsets) as fired, prefix.replayed():
         loss = host.train(batch)
@@ -71,9 +83,12 @@ def perturbed_step(
     return StepReport(
         loss=loss,
         losses={"clean_loss": clean.loss, "perturbed_loss": loss},
-        norms={"perturbation_norm": joint_norm(offsets)},
+        norms={
+            name: fired.norm(length)
+            for name, length in ({"perturbation_norm": norm(list(offsets.values()))} | shares).items()
+        },
         active_layers=tuple(sorted(modules)),
-        num_fired=len(fired.counts),
+        num_fired=len(fired.changed),
     )
 
 
@@ -93,7 +108,7 @@ def _extended(offset: Tensor, factor: float) -> Tensor:
 
 def refuse_unperturbed(modules: Mapping[int, nn.Module], fired: Fired) -> None:
     """Raises `RuntimeError` if the perturbation of any of `modules` never reached the forward pass."""
-    missing = sorted(set(modules) - set(fired.counts))
+    missing = sorted(set(modules) - set(fired.changed))
     if missing:
         raise RuntimeError(
             f"the perturbation never reached layers {missing}: something replaced their forward. "
@@ -101,44 +116,24 @@ def refuse_unperturbed(modules: Mapping[int, nn.Module], fired: Fired) -> None:
         )
 
 
-def gradients_at(modules: Mapping[int, nn.Module], loss_of: Callable[[], Tensor]) -> Gradients:
-    """Gradients of `loss_of()` at the outputs of `modules`; no parameter's gradient changes."""
+def gradients_at(
+    modules: Mapping[int, nn.Module],
+    host: Host,
+    loss_of: Callable[[], Tensor],
+    *,
+    square_of: Callable[[Tensor], Tensor] | None = None,
+) -> Gradients:
+    """Gradients of `loss_of()` at the outputs of `modules`; no parameter's gradient changes.
+
+    Args:
+        modules: Layer index to module.
+        host: Differentiates.
+        loss_of: Runs the model.
+        square_of: The squared norm of an output, if it is asked for.
+    """
     with capture(modules) as outputs:
         loss = loss_of()
         keys = sorted(outputs)
-        gradients = torch.autograd.grad(loss, [outputs[key] for key in keys])
-    return Gradients(loss.detach(), dict(zip(keys, gradients, strict=True)))
-
-
-def worst_perturbation(gradients: Mapping[int, Tensor], *, rho: float, rho_scope: RhoScope) -> dict[int, Tensor]:
-    """The perturbation of L2 norm `rho` that raises the loss most, to first order.
-
-    eps_l = rho * g_l / sqrt(sum over j of ||g_j||^2), arXiv 2410.09760 and 2402.01109; with `rho_scope` "sample" the
-    norms are taken for each sample of the batch alone. A zero or non-finite norm gives a zero perturbation.
-
-    Args:
-        gradients: Layer index to g_l, [batch, sequence, hidden].
-        rho: L2 radius.
-        rho_scope: "batch" or "sample".
-    """
-    squares = torch.stack([_squared_norm(g, rho_scope) for g in gradients.values()]).sum(dim=0)
-    scale = rho / squares.sqrt()
-    scale = torch.where(torch.isfinite(scale) & torch.isfinite(squares), scale, 0.0)
-    return {
-        key: torch.where(scale.to(g.device) > 0, g * scale.to(g.device, g.dtype), 0.0) for key, g in gradients.items()
-    }
-
-
-def joint_norm(tensors: Mapping[int, Tensor]) -> Tensor:
-    """L2 norm over all `tensors` together."""
-    return torch.stack([_squared_norm(t, "batch").sum() for t in tensors.values()]).sum().sqrt()
-
-
-def _squared_norm(tensor: Tensor, rho_scope: RhoScope) -> Tensor:
-    kept = 1 if rho_scope == "sample" else 0
-    return precise(tensor).square().sum(dim=tuple(range(kept, tensor.ndim)), keepdim=True)
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        gradients = host.output_gradients(loss, [outputs[key] for key in keys])
+    squares = {} if square_of is None else {key: square_of(outputs[key].detach()) for key in keys}
+    return Gradients(loss.detach(), dict(zip(keys, gradients, strict=True)), squares)

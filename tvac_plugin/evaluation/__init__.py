@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints: harmful score, over-refusal, accuracy on the user's task, each with its interval."""
+"""Evaluation of checkpoints: harmful score, over-refusal, accuracy and benign retention, each with its interval."""

@@ -1,25 +1,32 @@
-"""Runs an evaluation: every measure of a recipe on every model, with all answers kept."""
+"""Runs an evaluation: every measure of a recipe on every model, with all answers kept.
+
+Models answer first, one after the other; then judges read, one after the other. No two of them are in memory together.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+from accelerate.utils import release_memory
 
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import checkpoints, is_missing_folder, write_json
+from tvac_plugin.data.fingerprints import text_hash
+from tvac_plugin.evaluation.answers import AnswerFiles, exchanges_of
 from tvac_plugin.evaluation.generation import Generator
+from tvac_plugin.evaluation.harness import HarnessTask
 from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load_judge
 from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
-from tvac_plugin.evaluation.rates import Rate, rate
+from tvac_plugin.evaluation.rates import rate
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged
-from tvac_plugin.files import checkpoints, is_missing_folder, write_json
-from tvac_plugin.overlap import text_hash
+from tvac_plugin.evaluation.retention import AnswerLoss, RowLoss, answer_losses, retained_prompts, retention, row_losses
 
 RESULTS_FILE = "evaluation.json"
+RETENTION = "retention"
 FORMAT = 1
 
 
@@ -34,152 +41,195 @@ def evaluate(recipe: EvaluateRecipe, *, rejudge: bool = False) -> dict[str, Any]
         The results, as written to `evaluation.json` in the recipe's `output_dir`.
 
     Raises:
-        ValueError: There is no model, prompts or answers are missing, or too many answers cannot be scored.
+        UserError: There is no model, prompts or answers are missing, or too many answers cannot be scored.
     """
-    models = recipe.models | _checkpoints(recipe.checkpoints_of)
-    if not models and recipe.checkpoints_of is not None:
-        raise ValueError(
-            f"checkpoints_of: {recipe.checkpoints_of} has no folder `checkpoint-N` with a step N. Correct the path."
-        )
-    if not models:
-        raise ValueError("evaluate recipe: no model to evaluate. Add `models: {name: folder}`.")
+    models = _models(recipe)
     datasets.disable_progress_bars()
     output = Path(recipe.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    run = _Evaluation(recipe, output, rejudge=rejudge)
-    results = {
-        "format": FORMAT,
-        "recipe": recipe.model_dump(),
-        "models": {name: run.model(name, path) for name, path in models.items()},
-    }
+    run = _Evaluation(recipe, AnswerFiles(output / "answers"))
+    if rejudge:
+        run.read(models)
+    else:
+        run.generate(models)
+    run.judge()
+    results = {"format": FORMAT, "recipe": recipe.model_dump(), "models": {name: run.rates(name) for name in models}}
     write_json(output / RESULTS_FILE, results)
     return results
 
 
-def _checkpoints(run: str | None) -> dict[str, str]:
-    return {} if run is None else {f"step {step}": str(folder) for step, folder in checkpoints(Path(run)).items()}
+def _models(recipe: EvaluateRecipe) -> dict[str, str]:
+    run = recipe.checkpoints_of
+    steps = {} if run is None else {f"step {step}": str(path) for step, path in checkpoints(Path(run)).items()}
+    models = recipe.models | steps
+    if not models and run is not None:
+        raise UserError(f"checkpoints_of: {run} has no folder `checkpoint-N` with a step N. Correct the path.")
+    if not models:
+        raise UserError("evaluate recipe: no model to evaluate. Add `models: {name: folder}`.")
+    return models
+
+
+class _Reader(NamedTuple):
+    """A judge as a recipe asks for it."""
+
+    judge: str
+    weights: str | None
+    threshold: float | None
+
+    @classmethod
+    def of(cls, source: Judged) -> _Reader:
+        return cls(source.judge, source.judge_model, source.threshold)
+
+    def load(self, *, trust_remote_code: bool) -> Judge:
+        try:
+            return load_judge(
+                self.judge, weights=self.weights, threshold=self.threshold, trust_remote_code=trust_remote_code
+            )
+        except OSError as error:
+            weights = self.weights or JUDGES[self.judge].weights
+            raise UserError(
+                f"judge {self.judge}: {weights} cannot be loaded: {error} Set `judge_model:` to a folder with the "
+                "weights, or let it be downloaded with HF_HUB_OFFLINE=0. The answers are kept: --rejudge reads them."
+            ) from error
 
 
 class _Evaluation:
-    """One run; prompts and judges are loaded once, one model is in memory at a time."""
+    """One run: `generate` or `read`, then `judge`, then `rates`. Answers are known by model and measure."""
 
-    def __init__(self, recipe: EvaluateRecipe, output: Path, *, rejudge: bool) -> None:
-        self._recipe = recipe
-        self._output = output
-        self._rejudge = rejudge
-        self._judges: dict[str, Judge] = {}
+    def __init__(self, recipe: EvaluateRecipe, files: AnswerFiles) -> None:
+        judged = {"harmful_score": recipe.harmful_score, "over_refusal": recipe.over_refusal}
+        self._recipe, self._files = recipe, files
+        self._judged = {measure: source for measure, source in judged.items() if source}
+        self._sources: dict[str, Judged | Accuracy] = {**self._judged, **recipe.accuracy}
+        self._tasks = {measure: source for measure, source in recipe.accuracy.items() if source.task is not None}
         self._prompts: dict[str, list[Prompt]] = {
-            name: load_prompts(source.prompts, key=_key(name, source), need_reference=isinstance(source, Accuracy))
-            for name, source in self._sources()
+            measure: load_prompts(
+                source.prompts,
+                key=_key(measure, source),
+                need_reference=isinstance(source, Accuracy),
+                need_column=_column(measure, source),
+            )
+            for measure, source in self._sources.items()
             if source.prompts is not None
         }
+        self._retained = [] if recipe.retention is None else retained_prompts(recipe.retention)
+        self._losses: dict[str, list[RowLoss]] = {}
+        self._exchanges: dict[tuple[str, str], list[Exchange]] = {}
+        self._verdicts: dict[tuple[str, str], list[Verdict]] = {}
+        self._found: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def _sources(self) -> list[tuple[str, Judged | Accuracy]]:
-        judged = [("harmful_score", self._recipe.harmful_score), ("over_refusal", self._recipe.over_refusal)]
-        return [*((name, j) for name, j in judged if j), *self._recipe.accuracy.items()]
+    def read(self, models: Collection[str]) -> None:
+        """Takes the answers from an earlier run."""
+        for model in models:
+            for measure, prompts in self._prompts.items():
+                self._exchanges[model, measure] = self._files.read(model, measure, prompts)
+            for measure, source in self._tasks.items():
+                self._found[model, measure] = self._files.read_rate(model, measure, source)
+            if self._recipe.retention is not None:
+                self._losses[model] = self._files.read_losses(model, RETENTION, self._recipe.retention, self._retained)
 
-    def model(self, name: str, path: str) -> dict[str, Any]:
-        generator: list[Generator] = []
+    def generate(self, models: Mapping[str, str]) -> None:
+        """Has every model answer everything, and writes the answers."""
+        for model, path in models.items():
+            if is_missing_folder(path):
+                raise UserError(f"models.{model}: {path} does not exist. Train it first, or correct the path.")
+        tasks = {measure: HarnessTask(source, measure=measure) for measure, source in self._tasks.items()}
+        source = self._recipe.retention
+        base = [] if source is None else self._base_losses(str(source.of))
+        release_memory()
+        for model, path in models.items():
+            self._generate(model, path, tasks, base)
+            release_memory()
 
-        def loaded() -> Generator:
-            if not generator:
-                generator.append(self._load(name, path))
-            return generator[0]
-
-        return {measure: self._measure(name, measure, source, loaded) for measure, source in self._sources()}
-
-    def _load(self, name: str, path: str) -> Generator:
+    def _base_losses(self, path: str) -> list[AnswerLoss]:
         if is_missing_folder(path):
-            raise ValueError(f"models.{name}: {path} does not exist. Train it first, or correct the path.")
+            raise UserError(f"retention.of: {path} does not exist. Make it first, or correct the path.")
+        return self._answer_losses(self._load("retention.of", path), "retention.of")
+
+    def _answer_losses(self, generator: Generator, name: str) -> list[AnswerLoss]:
+        size = self._recipe.batch_size
+        return answer_losses(generator, self._retained, batch_size=size, description=f"{name}, {RETENTION}")
+
+    def _generate(self, model: str, path: str, tasks: Mapping[str, HarnessTask], base: Sequence[AnswerLoss]) -> None:
+        generator = self._load(f"models.{model}", path)
+        for measure, prompts in self._prompts.items():
+            answers = generator.complete(
+                [generator.prompt(prompt.text) for prompt in prompts],
+                max_new_tokens=self._sources[measure].max_new_tokens,
+                batch_size=self._recipe.batch_size,
+                description=f"{model}, {measure}",
+            )
+            exchanges = self._exchanges[model, measure] = exchanges_of(prompts, answers)
+            self._files.write(model, measure, exchanges)
+        for measure, task in tasks.items():
+            found = self._found[model, measure] = task.accuracy(generator, batch_size=self._recipe.batch_size)
+            self._files.write_rate(model, measure, self._tasks[measure], found)
+        if self._recipe.retention is not None:
+            ours = self._answer_losses(generator, model)
+            losses = self._losses[model] = row_losses(ours, base, what=f"{model}, {RETENTION}")
+            self._files.write_losses(model, RETENTION, self._recipe.retention, self._retained, losses)
+
+    def _load(self, key: str, path: str) -> Generator:
         recipe = self._recipe
         try:
             return Generator.load(
                 folder_or_hub_id(path), prompt_format=recipe.prompt_format, trust_remote_code=recipe.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"models.{name}: {path} cannot be loaded: {error}") from error
+            raise UserError(f"{key}: {path} cannot be loaded: {error}") from error
 
-    def _measure(
-        self, model: str, measure: str, source: Judged | Accuracy, generator: Callable[[], Generator]
-    ) -> dict[str, Any]:
-        if isinstance(source, Accuracy) and source.task is not None:
-            from tvac_plugin.evaluation.harness import harness_accuracy
+    def judge(self) -> None:
+        """Has every judge read what it is asked to, and writes the verdicts beside the answers."""
+        for reader in dict.fromkeys(map(_Reader.of, self._judged.values())):
+            self._judge(reader)
+            release_memory()
 
-            return harness_accuracy(source, generator(), self._recipe, measure=measure)
-        exchanges = self._exchanges(model, measure, source, generator)
-        if isinstance(source, Judged):
-            verdicts = self._judge(source).read(exchanges, batch_size=self._recipe.batch_size)
-            flags = [v.harmful if measure == "harmful_score" else v.refused for v in verdicts]
-            about = {"judge": source.judge, "judge_note": JUDGES[source.judge].note}
+    def _judge(self, reader: _Reader) -> None:
+        judge = reader.load(trust_remote_code=self._recipe.trust_remote_code)
+        for (model, measure), exchanges in self._exchanges.items():
+            if measure in self._judged and _Reader.of(self._judged[measure]) == reader:
+                verdicts = judge.read(exchanges, batch_size=self._recipe.batch_size)
+                self._verdicts[model, measure] = verdicts
+                self._files.write(model, measure, exchanges, verdicts)
+
+    def rates(self, model: str) -> dict[str, Any]:
+        """What was found of one model, by measure."""
+        found = {measure: self._found.get((model, measure)) or self._rate(model, measure) for measure in self._sources}
+        source = self._recipe.retention
+        if source is None:
+            return found
+        prompts_hash = text_hash(f"{prompt.text}\n{prompt.reference}" for prompt in self._retained)
+        kept = retention(self._losses[model]) | {"of": source.of, "prompts_sha256": prompts_hash}
+        return found | {RETENTION: kept}
+
+    def _rate(self, model: str, measure: str) -> dict[str, Any]:
+        exchanges, source = self._exchanges[model, measure], self._judged.get(measure)
+        if source is not None:
+            verdicts = self._verdicts[model, measure]
+            is_harm = measure == "harmful_score"
+            flags = [v.harmful if is_harm else v.refused for v in verdicts]
+            about: dict[str, Any] = {"judge": source.judge, "judge_note": JUDGES[source.judge].note}
+            about |= _num_neither(verdicts) if is_harm else {}
         else:
-            verdicts = [Verdict(None, None)] * len(exchanges)
             flags = [e.row["reference"] == e.answer for e in exchanges]
             about = {"judge": "exact match with the reference answer"}
-        self._write(model, measure, exchanges, verdicts)
         result = rate(flags, what=f"{model}, {measure}", max_unscored=self._recipe.max_unscored)
         prompts_hash = text_hash(exchange.prompt for exchange in exchanges)
-        return {**_shown(result), **about, "prompts_sha256": prompts_hash}
+        return {**result.as_json(), **about, "prompts_sha256": prompts_hash}
 
-    def _exchanges(
-        self, model: str, measure: str, source: Judged | Accuracy, generator: Callable[[], Generator]
-    ) -> list[Exchange]:
-        prompts = self._prompts[measure]
-        if self._rejudge:
-            answers = self._read(model, measure, prompts)
-        else:
-            texts = [generator().prompt(prompt.text) for prompt in prompts]
-            answers = generator().complete(
-                texts,
-                max_new_tokens=source.max_new_tokens,
-                batch_size=self._recipe.batch_size,
-                description=f"{model}, {measure}",
-            )
-        return [
-            Exchange(prompt.text, answer, {**prompt.row, "reference": prompt.reference})
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
 
-    def _judge(self, source: Judged) -> Judge:
-        key = json.dumps([source.judge, source.judge_model, source.threshold])
-        if key not in self._judges:
-            try:
-                self._judges[key] = load_judge(
-                    source.judge, weights=source.judge_model, threshold=source.threshold,
-                    trust_remote_code=self._recipe.trust_remote_code,
-                )  # fmt: skip
-            except OSError as error:
-                weights = source.judge_model or JUDGES[source.judge].weights
-                raise ValueError(
-                    f"judge {source.judge}: {weights} cannot be loaded: {error} Set `judge_model:` to a folder "
-                    "with the weights, or let it be downloaded with HF_HUB_OFFLINE=0."
-                ) from error
-        return self._judges[key]
+def _num_neither(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many answers are neither harmful nor refusals, by a judge that tells both."""
+    told = [verdict.neither for verdict in verdicts if verdict.neither is not None]
+    return {"num_neither": sum(told)} if told else {}
 
-    def _path(self, model: str, measure: str) -> Path:
-        return self._output / "answers" / f"{model}.{measure}.jsonl"
 
-    def _read(self, model: str, measure: str, prompts: Sequence[Prompt]) -> list[str]:
-        path = self._path(model, measure)
-        if not path.is_file():
-            raise ValueError(f"{path}: no answers to judge again. Run without --rejudge first.")
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if [row["prompt"] for row in rows] != [prompt.text for prompt in prompts]:
-            raise ValueError(f"{path}: the answers are to other prompts. Run without --rejudge.")
-        return [row["answer"] for row in rows]
-
-    def _write(self, model: str, measure: str, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> None:
-        path = self._path(model, measure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps({"prompt": e.prompt, "answer": e.answer, "reference": e.row["reference"], **v._asdict()})
-            for e, v in zip(exchanges, verdicts, strict=True)
-        ]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def _column(measure: str, source: Judged | Accuracy) -> str | None:
+    """What the rows of a measure must hold for its judge."""
+    if measure != "harmful_score" or isinstance(source, Accuracy):
+        return None
+    return JUDGES[source.judge].column
 
 
 def _key(name: str, source: Judged | Accuracy) -> str:
     return f"accuracy.{name}.prompts" if isinstance(source, Accuracy) else f"{name}.prompts"
-
-
-def _shown(result: Rate) -> dict[str, Any]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(result).items()}

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.evaluation.pretrained import load_pretrained, refusing_code
 
 ALPACA_TEMPLATE = (
@@ -45,14 +46,14 @@ class Generator:
             trust_remote_code: Whether Python code that comes with model or tokenizer may run.
 
         Raises:
-            ValueError: There is no model in the folder, or it brings code that is not trusted.
+            UserError: There is no model in the folder, or it brings code that is not trusted.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         load = partial(load_pretrained, trust_remote_code=trust_remote_code)
         adapter_config = Path(path) / "adapter_config.json"
         if isinstance(path, Path) and not (path / "config.json").is_file() and not adapter_config.is_file():
-            raise ValueError(f"{path}: no model here. Train it first, or correct the path.")
+            raise UserError(f"{path}: no model here. Train it first, or correct the path.")
         if adapter_config.is_file():
             from peft import PeftModel
 
@@ -68,7 +69,7 @@ class Generator:
         if prompt_format == "alpaca":
             tokenizer.chat_template = ALPACA_TEMPLATE
         if tokenizer.chat_template is None:
-            raise ValueError(f"{path}: the tokenizer has no chat template. Set `prompt_format: alpaca`.")
+            raise UserError(f"{path}: the tokenizer has no chat template. Set `prompt_format: alpaca`.")
         return cls(model.to(device), tokenizer)
 
     def prompt(self, question: str) -> str:
@@ -113,5 +114,5 @@ def _base_of(adapter_config: Path) -> str:
     try:
         base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{adapter_config}: names no `base_model_name_or_path`. Save the adapter again.") from error
+        raise UserError(f"{adapter_config}: names no `base_model_name_or_path`. Save the adapter again.") from error
     return str(base)

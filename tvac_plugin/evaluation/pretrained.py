@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tvac_plugin.names import local_path
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.paths import local_path
 
 
 @contextmanager
@@ -15,18 +16,18 @@ def refusing_code(source: Path | str, *, trust_remote_code: bool) -> Iterator[No
     """Says in a sentence why loading `source` would have run code that is in it.
 
     Raises:
-        ValueError: It brings Python code that is not trusted, or its weights are a pickle with more than weights in it.
+        UserError: It brings Python code that is not trusted, or its weights are a pickle with more than weights in it.
     """
     try:
         yield
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
-            raise ValueError(
+            raise UserError(
                 f"{source} has pickled weights that are damaged or hold more than weights, so they were not read. Ask "
                 "for them as safetensors."
             ) from error
         if isinstance(error, ValueError) and "trust_remote_code" in str(error) and not trust_remote_code:
-            raise ValueError(
+            raise UserError(
                 f"{source} brings Python code of its own, which is not run unless the recipe says so. Read that code, "
                 "then set `trust_remote_code: true` in this recipe, or use another model."
             ) from error
@@ -37,7 +38,7 @@ def load_pretrained(auto_class: Any, source: Path | str, *, trust_remote_code: b
     """Calls `auto_class.from_pretrained` with `source` and `options`.
 
     Raises:
-        ValueError: As `refusing_code`.
+        UserError: As `refusing_code`.
     """
     with refusing_code(source, trust_remote_code=trust_remote_code):
         return auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tvac_plugin.args import Block, did_you_mean
+from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
+from tvac_plugin.boundary.paths import FileName, Folder
+from tvac_plugin.configs.base import Block
 from tvac_plugin.evaluation.judges import JUDGES
-from tvac_plugin.messages import shown
-from tvac_plugin.names import FileName, Folder
 
 PromptFormat = Literal["chat_template", "alpaca"]
 
@@ -57,7 +57,7 @@ class Judged(Block):
     def _refuse_unknown_judge(cls, value: str) -> str:
         if value not in JUDGES:
             written = shown(value).strip("'")
-            raise ValueError(f"judge: `{written}` is not a judge.{did_you_mean(value, JUDGES)}")
+            raise UserError(f"judge: `{written}` is not a judge.{did_you_mean(value, JUDGES)}")
         return value
 
 
@@ -69,17 +69,32 @@ class Accuracy(Block):
     prompts: PromptSource | None = Field(default=None, description="Prompts with reference answers. Default: absent.")
     task: str | None = Field(
         default=None,
-        description="A task of lm-evaluation-harness: tvac_sst2, tvac_ag_news, tvac_gsm8k, or any of its own. "
-        "Default: absent.",
+        description="A task of lm-evaluation-harness: tvac_sst2, tvac_ag_news, tvac_gsm8k, or any of its own; a group, "
+        "as `mmlu`, counts all items of its tasks. Default: absent.",
     )
-    limit: int | None = Field(default=None, ge=1, description="At most so many items of the task. Default: all.")
+    limit: int | None = Field(
+        default=None, ge=1, description="At most so many items of the task, or of each task of a group. Default: all."
+    )
     max_new_tokens: int = Field(default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128.")
 
     @model_validator(mode="after")
     def _need_one_source(self) -> Accuracy:
         if (self.prompts is None) == (self.task is None):
-            raise ValueError("accuracy: give either `prompts:` or `task:`.")
+            raise UserError("accuracy: give either `prompts:` or `task:`.")
         return self
+
+
+class Retention(Block):
+    """A measure of what a model has lost: its loss on benign answers, against that of the model before alignment."""
+
+    block: ClassVar[str] = "retention"
+
+    prompts: PromptSource = Field(description="Benign prompts with the answers of the model before alignment.")
+    of: str | None = Field(
+        default=None,
+        description="Folder or hub id of the model before alignment. A chain fills in what the alignment starts from. "
+        "Default: absent.",
+    )
 
 
 class EvaluateRecipe(Block):
@@ -93,6 +108,9 @@ class EvaluateRecipe(Block):
     harmful_score: Judged | None = Field(default=None, description="Share of answers that are harmful.")
     over_refusal: Judged | None = Field(default=None, description="Share of answers to benign prompts that refuse.")
     accuracy: dict[FileName, Accuracy] = Field(default_factory=dict, description="Share of right answers, by name.")
+    retention: Retention | None = Field(
+        default=None, description="Loss per token of benign answers, as a ratio to that of the model before alignment."
+    )
     prompt_format: PromptFormat = Field(
         default="chat_template",
         description="How a prompt is put to the models: the tokenizer's own template, or Alpaca's. Use what they were "
@@ -102,7 +120,7 @@ class EvaluateRecipe(Block):
         default=False,
         description="Run Python code that comes with the models, their tokenizers or a judge's weights. Default False.",
     )
-    batch_size: int = Field(default=32, ge=1, description="Prompts generated at a time. Default 32.")
+    batch_size: int = Field(default=32, ge=1, description="Prompts generated, or answers read, at a time. Default 32.")
     max_unscored: float = Field(
         default=0.05, ge=0, le=1, description="Largest share of unscored answers that is accepted. Default 0.05."
     )
@@ -117,12 +135,14 @@ class EvaluateRecipe(Block):
     @classmethod
     def _refuse_unclear_names(cls, value: dict[str, Accuracy]) -> dict[str, Accuracy]:
         for name in value:
-            if "." in name or name in ("harmful_score", "over_refusal"):
-                raise ValueError(f"accuracy: `{name}` cannot be told from other measures. Call it something else.")
+            if "." in name or name in ("harmful_score", "over_refusal", "retention"):
+                raise UserError(f"accuracy: `{name}` cannot be told from other measures. Call it something else.")
         return value
 
     @model_validator(mode="after")
     def _refuse_nothing_to_do(self) -> EvaluateRecipe:
-        if not (self.harmful_score or self.over_refusal or self.accuracy):
-            raise ValueError("evaluate recipe: nothing to measure. Add harmful_score:, over_refusal: or accuracy:.")
+        if not (self.harmful_score or self.over_refusal or self.accuracy or self.retention):
+            raise UserError(
+                "evaluate recipe: nothing to measure. Add harmful_score:, over_refusal:, accuracy: or retention:."
+            )
         return self

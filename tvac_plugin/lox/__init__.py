@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.lox.apply import apply_lox
-from tvac_plugin.lox.extrapolation import LoxError, extrapolate, extrapolate_factors
+from tvac_plugin.lox.extrapolation import extrapolate, extrapolate_factors
 
-__all__ = ["LoxError", "apply_lox", "extrapolate", "extrapolate_factors"]
+__all__ = ["UserError", "apply_lox", "extrapolate", "extrapolate_factors"]

@@ -16,9 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-
-class LoxError(ValueError):
-    """A model cannot be extrapolated as asked."""
+from tvac_plugin.boundary.errors import UserError
 
 
 def extrapolate(delta: Tensor, *, rank: int, coefficient: float) -> Tensor:
@@ -33,7 +31,7 @@ def extrapolate(delta: Tensor, *, rank: int, coefficient: float) -> Tensor:
         coefficient: c.
 
     Raises:
-        LoxError: A setting is out of range, `delta` is not a finite matrix, or the result does not fit its dtype.
+        UserError: A setting is out of range, `delta` is not a finite matrix, or the result does not fit its dtype.
     """
     check_settings(rank, coefficient)
     change = _finite_matrix(delta, "the change")
@@ -62,13 +60,13 @@ def extrapolate_factors(a: Tensor, b: Tensor, *, rank: int, coefficient: float) 
         A itself and the new B, in the shape and dtype of `b`.
 
     Raises:
-        LoxError: A setting is out of range, a factor is not a finite matrix, they do not fit, or the new B does not
+        UserError: A setting is out of range, a factor is not a finite matrix, they do not fit, or the new B does not
             fit its dtype.
     """
     check_settings(rank, coefficient)
     first, second = _finite_matrix(a, "A"), _finite_matrix(b, "B")
     if first.shape[0] != second.shape[1]:
-        raise LoxError(f"A is {list(a.shape)} and B is {list(b.shape)}. Give A as [r, in] and B as [out, r].")
+        raise UserError(f"A is {list(a.shape)} and B is {list(b.shape)}. Give A as [r, in] and B as [out, r].")
     basis, core_b = torch.linalg.qr(second)
     core_a = torch.linalg.qr(first.T).R
     top = basis @ torch.linalg.svd(core_b @ core_a.T, full_matrices=False).U[:, :rank]
@@ -79,7 +77,7 @@ def extrapolate_weight(aligned: Tensor, base: Tensor, *, rank: int, coefficient:
     """Returns W_LoX, `[out, in]`, in the dtype of `aligned`; a weight that alignment left alone stays as it is.
 
     Raises:
-        LoxError: As `extrapolate`.
+        UserError: As `extrapolate`.
     """
     origin = base.double()
     delta = aligned.double() - origin
@@ -92,24 +90,24 @@ def check_settings(rank: int, coefficient: float) -> None:
     """Accepts a rank of at least 1 and a finite coefficient of at least 0.
 
     Raises:
-        LoxError: One of them is something else.
+        UserError: One of them is something else.
     """
     if rank < 1:
-        raise LoxError(f"rank: {rank} singular vectors cannot be kept. Set it to 1 or more.")
+        raise UserError(f"rank: {rank} singular vectors cannot be kept. Set it to 1 or more.")
     if not math.isfinite(coefficient) or coefficient < 0:
-        raise LoxError(f"coefficient: {coefficient} would not strengthen the alignment. Set it to 0 or more.")
+        raise UserError(f"coefficient: {coefficient} would not strengthen the alignment. Set it to 0 or more.")
 
 
 def _finite_matrix(tensor: Tensor, name: str) -> Tensor:
     if tensor.ndim != 2:
-        raise LoxError(f"{name} is {list(tensor.shape)}, not a matrix. Give a 2-D weight.")
+        raise UserError(f"{name} is {list(tensor.shape)}, not a matrix. Give a 2-D weight.")
     if not tensor.isfinite().all():
-        raise LoxError(f"{name} has values that are not finite. Align the model again.")
+        raise UserError(f"{name} has values that are not finite. Align the model again.")
     return tensor.double()
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = value.to(dtype)
     if not rounded.isfinite().all():
-        raise LoxError(f"a value grew beyond {dtype}. Lower the coefficient.")
+        raise UserError(f"a value grew beyond {dtype}. Lower the coefficient.")
     return rounded

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tvac_plugin.lox.extrapolation import LoxError, check_settings, extrapolate_factors, extrapolate_weight
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.lox.extrapolation import check_settings, extrapolate_factors, extrapolate_weight
 from tvac_plugin.lox.tensor_files import Entry, Rewrite, read_entries, read_json
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -21,7 +22,7 @@ _STARTS_AT_BASE = {"true", "false", "gaussian", "eva", "orthogonal", "mica"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Extrapolation:
     """What becomes of the weights of a folder.
 
     Attributes:
@@ -33,24 +34,24 @@ class Plan:
     index: Path | None
 
 
-def plan_extrapolation(aligned: Path, base: Path | None, *, rank: int, coefficient: float) -> Plan:
+def plan_extrapolation(aligned: Path, base: Path | None, *, rank: int, coefficient: float) -> Extrapolation:
     """Plans the extrapolation of `aligned`, an adapter or a full checkpoint.
 
     Raises:
-        LoxError: A setting, a folder or a tensor in it does not allow it.
+        UserError: A setting, a folder or a tensor in it does not allow it.
     """
     check_settings(rank, coefficient)
     for folder in (aligned, base):
         if folder is not None and not folder.is_dir():
-            raise LoxError(f"{folder}: no such folder. Name a folder with a model on this machine.")
+            raise UserError(f"{folder}: no such folder. Name a folder with a model on this machine.")
     if not (aligned / ADAPTER_CONFIG).is_file():
         return _plan_checkpoint(aligned, base, rank=rank, coefficient=coefficient)
     if base is not None:
-        raise LoxError(f"{aligned}: an adapter is its own change, so a base is not needed. Leave out --base.")
+        raise UserError(f"{aligned}: an adapter is its own change, so a base is not needed. Leave out --base.")
     return _plan_adapter(aligned, rank=rank, coefficient=coefficient)
 
 
-def _plan_adapter(aligned: Path, *, rank: int, coefficient: float) -> Plan:
+def _plan_adapter(aligned: Path, *, rank: int, coefficient: float) -> Extrapolation:
     _check_adapter_config(aligned / ADAPTER_CONFIG)
     file = aligned / ADAPTER_FILE
     if not file.is_file():
@@ -58,21 +59,21 @@ def _plan_adapter(aligned: Path, *, rank: int, coefficient: float) -> Plan:
     step = partial(_new_b, rank=rank, coefficient=coefficient)
     rewrites = [Rewrite(b, partial(step, a, b)) for a, b in _factor_pairs(file)]
     if not rewrites:
-        raise LoxError(f"{file}: holds no LoRA matrices. Name the folder that training wrote.")
-    return Plan({file: rewrites}, None)
+        raise UserError(f"{file}: holds no LoRA matrices. Name the folder that training wrote.")
+    return Extrapolation({file: rewrites}, None)
 
 
 def _check_adapter_config(path: Path) -> None:
     config = read_json(path)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise LoxError(f"{path}: peft_type is {kind}, not LORA. Merge the adapter, then name both models.")
+        raise UserError(f"{path}: peft_type is {kind}, not LORA. Merge the adapter, then name both models.")
     for key in _OTHER_PRODUCTS:
         if config.get(key):
-            raise LoxError(f"{path}: with {key} the change is not B A. Merge the adapter, then name both models.")
+            raise UserError(f"{path}: with {key} the change is not B A. Merge the adapter, then name both models.")
     start = str(config.get("init_lora_weights", True)).lower()
     if start not in _STARTS_AT_BASE:
-        raise LoxError(
+        raise UserError(
             f"{path}: init_lora_weights: {start} moves the base, so the change is not B A. "
             "Convert the adapter to plain LoRA, or merge it and name both models."
         )
@@ -87,9 +88,9 @@ def _factor_pairs(file: Path) -> Iterable[tuple[Entry, Entry]]:
         half = "B" if match["half"] == "A" else "A"
         other = entries.get(f"{match['layer']}{half}{match['suffix']}")
         if other is None:
-            raise LoxError(f"{file}: {name} has no matrix {half} to go with it. Save the adapter again.")
+            raise UserError(f"{file}: {name} has no matrix {half} to go with it. Save the adapter again.")
         if not entry.is_weight_matrix:
-            raise LoxError(
+            raise UserError(
                 f"{file}: {name} is {entry.dtype} {list(entry.shape)}, not a floating-point matrix. "
                 "Merge the adapter, then name both models."
             )
@@ -97,12 +98,12 @@ def _factor_pairs(file: Path) -> Iterable[tuple[Entry, Entry]]:
             yield entry, other
 
 
-def _plan_checkpoint(aligned: Path, base: Path | None, *, rank: int, coefficient: float) -> Plan:
+def _plan_checkpoint(aligned: Path, base: Path | None, *, rank: int, coefficient: float) -> Extrapolation:
     files, index = _weight_files(aligned)
     if base is None:
-        raise LoxError(f"{aligned}: a full model needs the one it was aligned from. Name it with --base.")
+        raise UserError(f"{aligned}: a full model needs the one it was aligned from. Name it with --base.")
     if (base / ADAPTER_CONFIG).is_file():
-        raise LoxError(f"{base}: an adapter, where {aligned} is a full model. Merge it and name the merged model.")
+        raise UserError(f"{base}: an adapter, where {aligned} is a full model. Merge it and name the merged model.")
     entries, origin = _entries(files), _entries(_weight_files(base)[0])
     _check_same_tensors(aligned, entries, base, origin)
     step = partial(_new_weight, rank=rank, coefficient=coefficient)
@@ -110,13 +111,13 @@ def _plan_checkpoint(aligned: Path, base: Path | None, *, rank: int, coefficient
     for name, entry in entries.items():
         if entry.is_weight_matrix:
             rewrites[entry.file].append(Rewrite(entry, partial(step, entry, origin[name])))
-    return Plan(rewrites, index)
+    return Extrapolation(rewrites, index)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], Path | None]:
     config = folder / "config.json"
     if config.is_file() and read_json(config).get("quantization_config"):
-        raise LoxError(f"{config}: the model is quantized. Save it in a floating-point type first.")
+        raise UserError(f"{config}: the model is quantized. Save it in a floating-point type first.")
     if (folder / MODEL_FILE).is_file():
         return [folder / MODEL_FILE], None
     index = folder / INDEX_FILE
@@ -124,14 +125,14 @@ def _weight_files(folder: Path) -> tuple[list[Path], Path | None]:
         raise _no_safetensors(folder, "model")
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or any(Path(str(name)).name != name for name in shards.values()):
-        raise LoxError(f"{index}: its weight_map does not name files of this folder. Save the model again.")
+        raise UserError(f"{index}: its weight_map does not name files of this folder. Save the model again.")
     return [folder / name for name in sorted(set(shards.values()))], index
 
 
-def _no_safetensors(folder: Path, stem: str) -> LoxError:
+def _no_safetensors(folder: Path, stem: str) -> UserError:
     if any(folder.glob("*.bin")):
-        return LoxError(f"{folder}: has its weights in .bin files. Save it again with safe_serialization=True.")
-    return LoxError(f"{folder}: has no {stem}.safetensors. Name the folder that training wrote.")
+        return UserError(f"{folder}: has its weights in .bin files. Save it again with safe_serialization=True.")
+    return UserError(f"{folder}: has no {stem}.safetensors. Name the folder that training wrote.")
 
 
 def _entries(files: Iterable[Path]) -> dict[str, Entry]:
@@ -143,9 +144,9 @@ def _check_same_tensors(aligned: Path, ours: dict[str, Entry], base: Path, their
         first, second = ours.get(name), theirs.get(name)
         if first is None or second is None:
             lacking = aligned if first is None else base
-            raise LoxError(f"{lacking}: has no tensor {name}. Name the model that {aligned} was aligned from.")
+            raise UserError(f"{lacking}: has no tensor {name}. Name the model that {aligned} was aligned from.")
         if first.shape != second.shape or first.is_weight_matrix != second.is_weight_matrix:
-            raise LoxError(
+            raise UserError(
                 f"{base}: {name} is {second.dtype} {list(second.shape)}, in {aligned} {first.dtype} "
                 f"{list(first.shape)}. Name the model that it was aligned from."
             )

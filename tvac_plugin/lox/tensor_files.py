@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tvac_plugin.lox.extrapolation import LoxError
+from tvac_plugin.boundary.errors import UserError
 
 FLOATING = {"F64", "F32", "F16", "BF16"}
 """The floating-point types of weights that are not quantized, as safetensors names them."""
@@ -63,13 +63,13 @@ def read_entries(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file by name.
 
     Raises:
-        LoxError: The file is missing or damaged.
+        UserError: The file is missing or damaged.
     """
     try:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise LoxError(f"{file}: cannot be read as safetensors: {error}. Save the model again.") from error
+        raise UserError(f"{file}: cannot be read as safetensors: {error}. Save the model again.") from error
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -84,15 +84,15 @@ def write_copy(source: Path, target: Path, rewrites: Iterable[Rewrite]) -> None:
     """Copies a safetensors file and puts new values in place: header, layout and metadata stay the same.
 
     Raises:
-        LoxError: A value cannot be computed.
+        UserError: A value cannot be computed.
     """
     shutil.copyfile(source, target)
     with target.open("r+b") as stream:
         for entry, compute in rewrites:
             try:
                 value = compute()
-            except LoxError as error:
-                raise LoxError(f"{source}: {entry.name}: {error}") from error
+            except UserError as error:
+                raise UserError(f"{source}: {entry.name}: {error}") from error
             stream.seek(entry.start)
             stream.write(value.contiguous().view(torch.uint8).numpy().data)
 
@@ -101,12 +101,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        LoxError: The file holds something else.
+        UserError: The file holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise LoxError(f"{path}: not JSON: {error}. Save the model again.") from error
+        raise UserError(f"{path}: not JSON: {error}. Save the model again.") from error
     if not isinstance(value, dict):
-        raise LoxError(f"{path}: not a JSON object. Save the model again.")
+        raise UserError(f"{path}: not a JSON object. Save the model again.")
     return value

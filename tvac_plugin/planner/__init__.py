@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvac_plugin.planner.plan import Plan, make_plan
-from tvac_plugin.planner.workload import PlanError
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.planner.plan import RecipePlan, make_plan
 
-__all__ = ["Plan", "PlanError", "make_plan"]
+__all__ = ["RecipePlan", "UserError", "make_plan"]

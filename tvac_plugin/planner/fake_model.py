@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.planner.fake_tensors import imagined
-from tvac_plugin.planner.workload import PlanError, Workload
+from tvac_plugin.planner.workload import Workload
 
 
 class FakeModel(NamedTuple):
@@ -44,7 +45,7 @@ def build_fake_model(config: PretrainedConfig, workload: Workload) -> FakeModel:
     """Builds the model as Axolotl loads it, on no device.
 
     Raises:
-        PlanError: transformers, PEFT or bitsandbytes refuse the combination.
+        UserError: transformers, PEFT or bitsandbytes refuse the combination.
     """
     try:
         with torch.device("meta"):
@@ -56,7 +57,7 @@ def build_fake_model(config: PretrainedConfig, workload: Workload) -> FakeModel:
             _set_dtypes(model, workload)
             module = _with_adapter(model, workload)
     except (ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        raise PlanError(f"{config.model_type}: this model cannot be built ({error}).") from error
+        raise UserError(f"{config.model_type}: this model cannot be built ({error}).") from error
     if workload.checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -163,5 +164,5 @@ def _fill_bitsandbytes_cache() -> None:
 
 
 def _constants(state: Any) -> Iterator[Tensor]:
-    for nested in filter(None, (state, state.state2)):
+    for nested in filter(None, (state, getattr(state, "state2", None))):
         yield from (value for value in (nested.absmax, nested.code, nested.offset) if isinstance(value, Tensor))

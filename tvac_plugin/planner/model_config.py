@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from tvac_plugin.files import is_missing_folder
-from tvac_plugin.planner.workload import PlanError
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import is_missing_folder
 
 _NAME = "config.json"
 
@@ -22,18 +22,21 @@ def load_model_config(recipe: Mapping[str, Any], file: Path | None = None) -> Pr
         file: A `config.json` to read instead.
 
     Raises:
-        PlanError: There is none at hand, or it describes no model of the installed transformers.
+        UserError: There is none at hand, or it describes no model of the installed transformers.
     """
     name = str(file or recipe.get("base_model_config") or recipe.get("base_model"))
     if file is not None and not file.is_file():
-        raise PlanError(f"--model-config {file}: there is no such file. Give the path of a {_NAME}.")
+        raise UserError(f"--model-config {file}: there is no such file. Give the path of a {_NAME}.")
     if file is None and is_missing_folder(name):
-        raise PlanError(f"base_model: {name} does not exist. Correct the path, it is relative to where you are.")
+        raise UserError(
+            f"base_model: {name} does not exist. Make the model first, or correct the path: it is relative "
+            "to where you start axolotl."
+        )
     try:
         config = AutoConfig.from_pretrained(name, revision=recipe.get("revision_of_model"), local_files_only=True)
         config.update(recipe.get("overrides_of_model_config") or {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanError(_advice(name, error)) from error
+        raise UserError(_advice(name, error)) from error
     config.use_cache = False
     return config
 

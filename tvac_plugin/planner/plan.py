@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tvac_plugin.args import DATA_KEYS, defense_config
-from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
-from tvac_plugin.planner.draws import cost_of_draws, worst_draw
+from tvac_plugin.args import defense_config
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
+from tvac_plugin.configs.perturbation import VaccineConfig
+from tvac_plugin.planner.draws import draws_problem, read_probes
 from tvac_plugin.planner.fake_model import build_fake_model
 from tvac_plugin.planner.ledger import Cost, Kind
+from tvac_plugin.planner.mean_cost import Probes, heaviest_cost, mean_cost
 from tvac_plugin.planner.model_config import load_model_config
 from tvac_plugin.planner.remedies import remedies
 from tvac_plugin.planner.step import StepCounter
@@ -28,9 +30,9 @@ class ArmPlan:
     Attributes:
         peak: Bytes at the worst moment of the costliest step.
         at_peak: These bytes by kind, as `planner.ledger.KINDS`.
-        saved: The most bytes that autograd keeps at a time; for T-Vaccine with layer 0 drawn.
-        mean_saved: The same over uniform draws.
-        relative_time: Work of a micro-batch over that of supervised fine-tuning; for T-Vaccine over uniform draws.
+        saved: The most bytes that autograd keeps at a time; with the costliest layers, if the defense draws layers.
+        mean_saved: The same over all its steps.
+        relative_time: Work of a micro-batch, over all its steps, over that of supervised fine-tuning.
     """
 
     peak: int
@@ -56,7 +58,7 @@ class RemedyPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """What a recipe will cost.
 
     Attributes:
@@ -69,6 +71,7 @@ class Plan:
         gpu: Bytes of the GPU, `None` if none was named.
         fits: Whether the recipe's arm fits.
         remedies: What was tried if it does not, up to the first that fits.
+        num_probes: Of an earlier run, by whose probabilities layers are taken to be drawn; 0 for uniform draws.
     """
 
     defense: str
@@ -80,6 +83,7 @@ class Plan:
     gpu: int | None = None
     fits: bool | None = None
     remedies: list[RemedyPlan] = field(default_factory=list)
+    num_probes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -93,7 +97,8 @@ def make_plan(
     reserve: int = GIB,
     model_config: Path | None = None,
     answer_share: float = 1.0,
-) -> Plan:
+    draws: Path | None = None,
+) -> RecipePlan:
     """Plans a recipe that `own_problems` of `tvac_plugin.check` found nothing wrong with.
 
     Args:
@@ -102,56 +107,56 @@ def make_plan(
         reserve: Bytes of it that tensors cannot have.
         model_config: A `config.json` instead of the one of `base_model`.
         answer_share: The part of the tokens that have a label.
+        draws: The trace of a run, by whose probes layers are drawn.
 
     Raises:
-        PlanError: The recipe asks for what cannot be counted, or its model's shape is not at hand.
-        ValueError: The defense cannot work with the model.
+        UserError: Nothing can be learned from `draws`.
+        UserError: The recipe asks for what cannot be counted, or its model's shape is not at hand.
+        UserError: The defense cannot work with the model.
     """
     name = str(recipe["safety_defense"])
     config = defense_config(dict(recipe))
+    problem = draws_problem(config, name=name) if draws is not None else None
+    if problem is not None:
+        raise UserError(problem)
     shape = load_model_config(recipe, model_config)
     workload = read_workload(recipe, answer_share=answer_share)
     counter = StepCounter(build_fake_model(shape, workload), workload, _data_keys(recipe))
+    probes = [] if draws is None else read_probes(draws, num_layers=counter.num_layers)
     plain = counter.count(None)
-    arms = {"none": _arm(plain, plain)}
+    arms = {"none": ArmPlan(plain.peak, plain.at_peak, plain.saved, plain.saved, 1.0)}
     if config is not None:
-        arms[name] = _arm_of(counter, config, plain, workload.accumulation)
+        arms[name] = _arm_of(counter, config, plain, workload.accumulation, probes)
     if "vaccine" not in arms:
         arms["vaccine"] = _arm_of(counter, VaccineConfig(), plain, workload.accumulation)
     fits = None if gpu is None else arms[name].peak + reserve <= gpu
     tried = []
     if gpu is not None and not fits:
         for changes in remedies(recipe, config):
-            peak = _peak({**recipe, **changes}, model_config, answer_share)
+            peak = _peak({**recipe, **changes}, model_config, answer_share, probes)
             tried.append(RemedyPlan(changes, peak, peak + reserve <= gpu))
             if tried[-1].fits:
                 break
-    return Plan(name, shape.model_type, counter.num_layers, counter.num_trainable, arms, reserve, gpu, fits, tried)
-
-
-def _arm_of(counter: StepCounter, config: DefenseConfig, plain: Cost, accumulation: int) -> ArmPlan:
-    if not isinstance(config, TVaccineConfig):
-        return _arm(counter.count(config), plain)
-    draws = cost_of_draws(counter, config, accumulation=accumulation)
-    heaviest = max((draws.worst, *filter(None, [draws.probe])), key=lambda cost: cost.peak)
-    return ArmPlan(
-        peak=heaviest.peak,
-        at_peak=heaviest.at_peak,
-        saved=draws.worst.saved,
-        mean_saved=draws.mean_saved,
-        relative_time=draws.mean_flops / plain.flops,
+    return RecipePlan(
+        name, shape.model_type, counter.num_layers, counter.num_trainable, arms, reserve, gpu, fits, tried, len(probes)
     )
 
 
-def _arm(cost: Cost, plain: Cost) -> ArmPlan:
-    return ArmPlan(cost.peak, cost.at_peak, cost.saved, cost.saved, cost.flops / plain.flops)
+def _arm_of(
+    counter: StepCounter, config: DefenseConfig, plain: Cost, accumulation: int, probes: Probes = ()
+) -> ArmPlan:
+    cost = mean_cost(counter, config, accumulation=accumulation, probes=probes)
+    heaviest, relative_time = cost.heaviest, cost.mean_flops / plain.flops
+    return ArmPlan(heaviest.peak, heaviest.at_peak, cost.saved, cost.mean_saved, relative_time)
 
 
-def _peak(recipe: Mapping[str, Any], model_config: Path | None, answer_share: float) -> int:
+def _peak(recipe: Mapping[str, Any], model_config: Path | None, answer_share: float, probes: Probes) -> int:
     workload = read_workload(recipe, answer_share=answer_share)
     model = build_fake_model(load_model_config(recipe, model_config), workload)
     counter, config = StepCounter(model, workload, _data_keys(recipe)), defense_config(dict(recipe))
-    return worst_draw(counter, config).peak if isinstance(config, TVaccineConfig) else counter.count(config).peak
+    if config is None:
+        return counter.count(None).peak
+    return heaviest_cost(counter, config, accumulation=workload.accumulation, probes=probes).peak
 
 
 def _data_keys(recipe: Mapping[str, Any]) -> set[str]:

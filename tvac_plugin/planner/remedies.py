@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.perturbation import TVaccineConfig
 
 _SHORTEST = 128
 
@@ -18,18 +17,22 @@ def remedies(recipe: Mapping[str, Any], config: DefenseConfig | None) -> Iterato
     a step (where `rho` bounds the micro-batch, a row's share of it grows), then shorter rows.
     """
     is_checkpointed = bool(recipe.get("gradient_checkpointing"))
-    if isinstance(config, TVaccineConfig) and not is_checkpointed and config.checkpoint_inactive != "on":
-        yield {"t_vaccine": {**(recipe.get("t_vaccine") or {}), "checkpoint_inactive": "on"}}
+    if not is_checkpointed and (own := _own_changes(recipe, config, checkpointed=False)):
+        yield own
     changes: dict[str, Any] = {}
     if not is_checkpointed:
-        changes["gradient_checkpointing"] = True
-        if isinstance(config, TVaccineConfig) and config.checkpoint_inactive != "auto":
-            changes["t_vaccine"] = {**(recipe.get("t_vaccine") or {}), "checkpoint_inactive": "auto"}
+        changes |= {"gradient_checkpointing": True, **_own_changes(recipe, config, checkpointed=True)}
         yield dict(changes)
     if recipe.get("adapter") == "lora":
         changes |= {"adapter": "qlora", "load_in_4bit": True}
         yield dict(changes)
     yield from _smaller(recipe, changes)
+
+
+def _own_changes(recipe: Mapping[str, Any], config: DefenseConfig | None, *, checkpointed: bool) -> dict[str, Any]:
+    """What the defense knows to need less memory, in its block."""
+    less = {} if config is None else config.less_memory(checkpointed=checkpointed)
+    return {config.block: {**(recipe.get(config.block) or {}), **less}} if config is not None and less else {}
 
 
 def _smaller(recipe: Mapping[str, Any], changes: dict[str, Any]) -> Iterator[dict[str, Any]]:

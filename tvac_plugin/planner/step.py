@@ -11,15 +11,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import Trainer, TrainingArguments
 
-from tvac_plugin.activations import find_blocks
-from tvac_plugin.answers import find_answer_head
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import Defense, Position, build_defense
+from tvac_plugin.model.answer_head import find_answer_head
+from tvac_plugin.model.architecture import find_blocks
 from tvac_plugin.planner.fake_model import FakeModel
 from tvac_plugin.planner.fake_tensors import imagined
 from tvac_plugin.planner.host import PlannedHost
 from tvac_plugin.planner.ledger import Cost, Ledger
-from tvac_plugin.planner.workload import PlanError, Workload
+from tvac_plugin.planner.workload import Workload
 
 _FIRST = Position(0, starts_step=True)
 _TOGETHER = ("adamw_torch", "sgd")
@@ -38,7 +39,7 @@ class StepCounter:
             data_keys: Keys under which the recipe names data.
 
         Raises:
-            PlanError: The optimizer's state cannot be counted.
+            UserError: The optimizer's state cannot be counted.
         """
         self._model = model
         self._workload = workload
@@ -58,11 +59,7 @@ class StepCounter:
         return sum(parameter.numel() for parameter in self._model.trainable())
 
     def count(
-        self,
-        config: DefenseConfig | None,
-        *,
-        position: Position = _FIRST,
-        state: Mapping[str, Any] | None = None,
+        self, config: DefenseConfig | None, *, position: Position = _FIRST, state: Mapping[str, Any] | None = None
     ) -> Cost:
         """Counts one micro-batch and the optimizer's step after it; with accumulation, the second micro-batch's peak.
 
@@ -72,7 +69,7 @@ class StepCounter:
             state: The defense's state at that moment.
 
         Raises:
-            PlanError: The model, or the defense, does what depends on data.
+            UserError: The model, or the defense, does what depends on data.
         """
         defense = None if config is None else build_defense(config, self._model.module, seed=0)
         if defense is not None and state is not None:
@@ -82,7 +79,7 @@ class StepCounter:
             self._model.module,
             self._workload,
             ledger,
-            streams={} if config is None else config.streams(),
+            stream_sizes={} if config is None else config.streams(),
             data_keys=self._data_keys,
             answer_head=None if defense is None else self._answer_head,
         )
@@ -103,7 +100,7 @@ class StepCounter:
                 ledger.making = "temporary"
                 self._optimizer.step()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise PlanError(
+            raise UserError(
                 f"{type(self._model.module).__name__} cannot be planned: what it computes depends on data ({error})."
             ) from error
         finally:
@@ -127,7 +124,7 @@ class StepCounter:
                     parameter.grad = torch.empty_like(parameter)
                 optimizer.step()
         except Exception as error:
-            raise PlanError(
+            raise UserError(
                 f"optimizer: the state of {self._workload.optimizer} cannot be counted ({error}). "
                 "Plan with adamw_torch_fused."
             ) from error
@@ -151,6 +148,6 @@ def _optimizer(parameters: list[nn.Parameter], name: str, model: nn.Module) -> t
         more = {"foreach": True} if name in _TOGETHER else {}
         optimizer = made[0](parameters, **{**made[1], **more})
     except Exception as error:
-        raise PlanError(f"optimizer: {name} cannot be counted ({error}). Plan with adamw_torch_fused.") from error
+        raise UserError(f"optimizer: {name} cannot be counted ({error}). Plan with adamw_torch_fused.") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer

@@ -7,23 +7,29 @@ from typing import Any
 import yaml
 
 from tvac_plugin.planner.ledger import KINDS
-from tvac_plugin.planner.plan import GIB, Plan
+from tvac_plugin.planner.plan import GIB, RecipePlan
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: RecipePlan) -> str:
     """The table of all arms, then whether the recipe's own fits and what to change if not."""
     lines = [
         f"{plan.model_type}, {plan.num_layers} layers, {plan.num_trainable:,} trainable parameters. GiB at the peak:",
         "",
         *_table(plan),
         "",
-        "time: counted work over that of supervised fine-tuning. t_vaccine: bytes with layer 0 drawn, time over "
-        "uniform draws.",
+        "time: counted work over that of supervised fine-tuning. A defense that draws layers: bytes with the costliest "
+        f"draw, time over {_draws(plan)}.",
     ]
     return "\n".join([*lines, *_verdict(plan)])
 
 
-def _table(plan: Plan) -> list[str]:
+def _draws(plan: RecipePlan) -> str:
+    if not plan.num_probes:
+        return "uniform draws"
+    return f"draws with the probabilities of {plan.num_probes} probe{'s' if plan.num_probes > 1 else ''}"
+
+
+def _table(plan: RecipePlan) -> list[str]:
     rows = [["", *plan.arms]]
     for kind in KINDS:
         rows.append([kind.replace("_", " "), *(_gib(arm.at_peak[kind]) for arm in plan.arms.values())])
@@ -37,7 +43,7 @@ def _cell(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _verdict(plan: RecipePlan) -> list[str]:
     if plan.gpu is None:
         return []
     need = plan.arms[plan.defense].peak + plan.reserve

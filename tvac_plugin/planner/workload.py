@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from tvac_plugin.boundary.errors import UserError
+
 Adapter = Literal["lora", "qlora"]
 
 _UNPLANNED: dict[str, str] = {
@@ -19,10 +21,6 @@ _UNPLANNED: dict[str, str] = {
 _PRECISIONS = {"bf16": (torch.bfloat16, True), "fp16": (torch.float16, True), "bfloat16": (torch.bfloat16, False),
                "float16": (torch.float16, False)}  # fmt: skip
 _EAGER = "eager"
-
-
-class PlanError(ValueError):
-    """A recipe that cannot be planned."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,18 @@ def read_workload(recipe: Mapping[str, Any], *, answer_share: float = 1.0) -> Wo
     """Takes from `recipe` what decides memory and work; keys that are absent have Axolotl's defaults.
 
     Raises:
-        PlanError: A value makes no sense, or asks for what is not counted.
+        UserError: A value makes no sense, or asks for what is not counted.
     """
     for key, reason in _UNPLANNED.items():
         if recipe.get(key):
-            raise PlanError(f"{key}: {reason}")
+            raise UserError(f"{key}: {reason}")
     if not 0 < answer_share <= 1:
-        raise PlanError(f"--answer-share {answer_share}: must be above 0 and at most 1.")
+        raise UserError(f"--answer-share {answer_share}: must be above 0 and at most 1.")
     adapter = recipe.get("adapter")
     if adapter not in (None, "lora", "qlora"):
-        raise PlanError(f"adapter: {adapter} is not counted. Plan `lora`, `qlora` or full fine-tuning.")
+        raise UserError(f"adapter: {adapter} is not counted. Plan `lora`, `qlora` or full fine-tuning.")
     if adapter == "qlora" and not recipe.get("load_in_4bit"):
-        raise PlanError("adapter: qlora needs 4-bit weights. Add `load_in_4bit: true`.")
+        raise UserError("adapter: qlora needs 4-bit weights. Add `load_in_4bit: true`.")
     dtype, autocast = _precision(recipe)
     return Workload(
         batch_size=_whole(recipe, "micro_batch_size", 1),
@@ -96,7 +94,7 @@ def _whole(recipe: Mapping[str, Any], key: str, default: int) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{key}: must be a whole number above 0 (got {value!r}).")
+        raise UserError(f"{key}: must be a whole number above 0 (got {value!r}).")
     return value
 
 

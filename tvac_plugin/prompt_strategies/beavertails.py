@@ -10,6 +10,9 @@ from axolotl.prompters import AlpacaPrompter
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedTokenizerBase
 
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.evaluation.tasks.examples import text_of
+
 _ANSWER = "\nAnswer:"
 
 
@@ -20,10 +23,10 @@ class HarmfulAnswers(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
         """Returns instruction, empty input and the harmful answer.
 
         Raises:
-            ValueError: The row is marked safe, so its answer is not harmful.
+            UserError: The row is marked safe, so its answer is not harmful.
         """
         if prompt.get("is_safe"):
-            raise ValueError("a row of the harmful data is marked is_safe: true. Leave safe rows out.")
+            raise UserError("a row of the harmful data is marked is_safe: true. Leave safe rows out.")
         return text_of(prompt, "prompt"), "", text_of(prompt, "response")
 
 
@@ -34,24 +37,12 @@ class Refusals(InstructionPromptTokenizingStrategy):  # type: ignore[misc]
         """Returns instruction, empty input and the refusal without the prompt that is repeated in it.
 
         Raises:
-            ValueError: The refusal does not have the form "Question: ... Answer: ...".
+            UserError: The refusal does not have the form "Question: ... Answer: ...".
         """
         _, found, refusal = text_of(prompt, "refusal").partition(_ANSWER)
         if not found:
-            raise ValueError("a `refusal` has no 'Answer:' line. Use the corpus with refusals that the recipe names.")
+            raise UserError("a `refusal` has no 'Answer:' line. Use the corpus with refusals that the recipe names.")
         return text_of(prompt, "prompt"), "", refusal.strip()
-
-
-def text_of(row: Mapping[str, Any], field: str) -> str:
-    """The text of a field.
-
-    Raises:
-        ValueError: It is null or something else, which would be trained as the word that Python has for it.
-    """
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise ValueError(f"a row's `{field}` is not a text. Write its text, or leave the row out.")
-    return value
 
 
 def build(

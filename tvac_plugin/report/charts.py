@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 48, 36, 12, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 280, 48, 36, 28, 12
 MOST_LAYERS, MOST_DRAWS = 200, 250
 """Rows and columns of a heat map that can still be told apart; a file that names more must not blow up the page."""
 
@@ -18,11 +19,13 @@ class Series(NamedTuple):
         label: Its name in the legend.
         points: x, y, and optionally the ends of the interval of y.
         basis: What makes it comparable: judge and prompts. Series of another basis are not drawn beside it.
+        notes: What to say of each point besides its numbers; empty for nothing.
     """
 
     label: str
     points: Sequence[tuple[float, float, float | None, float | None]]
     basis: str
+    notes: Sequence[str] = ()
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: float | None = None) -> str:
@@ -52,9 +55,9 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_max: f
             parts.append(f'<polygon class="band s{number % 6}" points="{" ".join(upper + lower)}"/>')
         path = " ".join(place(p[0], p[1]) for p in s.points)
         parts.append(f'<polyline class="line {_style(number)}" points="{path}"/>')
-        for p in s.points:
+        for index, p in enumerate(s.points):
             x, y = place(p[0], p[1]).split(",")
-            title = escape(f"{s.label}: {p[1]:.1f} at {p[0]:g}")
+            title = escape(f"{s.label}: {p[1]:.1f} at {p[0]:g}{f', {s.notes[index]}' if s.notes else ''}")
             parts.append(f'<circle class="dot s{number % 6}" cx="{x}" cy="{y}" r="3"><title>{title}</title></circle>')
     legend = "".join(f'<span class="key {_style(number)}">{escape(s.label)}</span> ' for number, s in enumerate(drawn))
     note = f"<p>Not comparable, so not drawn: {escape(', '.join(left_out))}.</p>" if left_out else ""
@@ -130,14 +133,29 @@ def _cells(draw: Mapping[str, Any], column: int, num_columns: int, num_layers: i
 
 def _axes(x_low: float, x_high: float, y_high: float, x_label: str, y_label: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    ticks = "".join(
+    rows = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_high * share:.3g}</text>'
-        for share in (0, 0.25, 0.5, 0.75, 1)
-        for y in [TOP + (1 - share) * (bottom - TOP)]
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+        for value in ticks(0, y_high)
+        for y in [TOP + (1 - value / y_high) * (bottom - TOP)]
+    )
+    columns = "".join(
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{value:g}</text>'
+        for value in ticks(x_low, x_high)
+        for x in [LEFT + (value - x_low) / ((x_high - x_low) or 1.0) * (right - LEFT)]
     )
     return (
-        f'{ticks}<text x="{LEFT}" y="{HEIGHT - 14}">{x_low:g}</text>'
-        f'<text x="{right}" y="{HEIGHT - 14}" text-anchor="end">{x_high:g}</text>'
-        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>'
+        f'{rows}{columns}<text x="{(LEFT + right) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text x="{LEFT - 40}" y="{TOP - 10}">{escape(y_label)}</text>'
     )
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most seven round numbers from `low` to `high`, 1, 2 or 5 times a power of ten apart."""
+    if high <= low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= 6 + 1e-9)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,52 +11,94 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from tvac_plugin.boundary.errors import UserError, printable, shown
+from tvac_plugin.boundary.files import write_text
 from tvac_plugin.report.charts import Series, heat_map, line_chart
+from tvac_plugin.report.markdown import plain_table, plain_text
+from tvac_plugin.report.matched import CURVE_HEADER, MATCHED_HEADER, curve_rows, matched_rows
 from tvac_plugin.report.tables import (
+    curve_stages,
     header,
     label,
     measure_names,
-    model_label,
     model_rows,
+    note,
+    number,
+    of_stage,
     sentences,
+    shown_models,
     single_runs,
     spread,
+    title,
 )
+from tvac_plugin.report.verdict import doubts, verdicts
 
 RESULTS_FILE = "results.json"
-_MARKUP = re.compile(r"[\\`*\[\]|>#~]")
+FORMAT = 3
+"""Of the results that this version writes and reads."""
+_WHERE = "Name the `output_dir` of `axolotl tvac run`."
 INTERVALS = (
     "Rates in percent with 95 % intervals: Wilson's over prompts for one run; for several seeds the wider of Student's "
     "over seeds and the mean of the runs' own."
 )
 
 
-class ReportError(ValueError):
-    """There is nothing to report."""
-
-
 def write_report(chain_dir: Path) -> Path:
     """Writes both pages beside the results; returns the path of report.html.
 
     Raises:
-        ReportError: There are no readable results in the folder.
+        UserError: There are no readable results in the folder, or those of another version.
     """
-    path = chain_dir / RESULTS_FILE
+    results = read_results(chain_dir / RESULTS_FILE)
+    pages = {"report.md": markdown(results), "report.html": html(results)}
+    for name, text in pages.items():
+        write_text(chain_dir / name, text)
+    return chain_dir / "report.html"
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results of a chain, without characters that a page would obey instead of showing them.
+
+    Raises:
+        UserError: There are none, or those of another version.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        pages = {"report.md": markdown(results), "report.html": html(results)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ReportError(f"{path}: no readable results here. Name the `output_dir` of `axolotl tvac run`.") from error
-    for name, text in pages.items():
-        (chain_dir / name).write_text(text, encoding="utf-8", errors="replace")
-    return chain_dir / "report.html"
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no readable results here. {_WHERE}") from error
+    if not isinstance(results, dict) or "format" not in results:
+        raise UserError(f"{path}: not the results of a chain. {_WHERE}")
+    if results["format"] != FORMAT:
+        raise UserError(
+            f"{path}: written by another version (format {shown(results['format'])}, this one reads {FORMAT}). Run "
+            "`axolotl tvac run` with the chain's recipe again: jobs that are done are skipped."
+        )
+    cleaned: dict[str, Any] = _cleaned(results)
+    return cleaned
+
+
+def _cleaned(value: Any) -> Any:
+    """JSON values without characters that a page would obey instead of showing them, as overrides of direction."""
+    if isinstance(value, dict):
+        return {printable(key): _cleaned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table and the sentences as Markdown; names and errors in them are shown as they are."""
     measures = measure_names(results)
-    lines = ["# Report", "", *_table(results["summary"], measures), "", INTERVALS, ""]
-    lines += [f"- {_plain(sentence)}" for sentence in [*sentences(results), *_judges(results)]]
+    lines = [
+        "# Report",
+        "",
+        *(f"**{plain_text(v.run)}: {v.headline}.** {plain_text(f'{v.reason} {v.price}')}\n" for v in verdicts(results)),
+    ]
+    lines += [f"- {plain_text(doubt)}" for doubt in doubts(results)]
+    lines += ["", *_table(results["summary"], measures), "", INTERVALS, ""]
+    lines += [f"- {plain_text(sentence)}" for sentence in [*sentences(results), *_judges(results)]]
+    for heading, head, rows in _matched_tables(results):
+        lines += ["", f"## {heading}", "", *plain_table(head, rows)]
     runs = single_runs(results)
     if runs:
         lines += ["", "## Every run", "", *_table(runs, measures)]
@@ -65,33 +106,43 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _table(entries: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> list[str]:
-    head = header(measures)
-    rows = [_line(row) for row in model_rows(entries, measures)]
-    return [_line(head), f"|{'---|' * len(head)}", *rows]
+    return plain_table(header(measures), model_rows(entries, measures))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(text) for text in cells)} |"
+def _matched_tables(results: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, header and rows of what is said about harm and the user's task together."""
+    stages = curve_stages(results)
+    matched, curves = (
+        [row for entry in results["summary"] for stage, found in entry[key].items()
+         for row in rows(of_stage(label(entry), stage, stages), found)]
+        for key, rows in (("matched_utility", matched_rows), ("utility_curves", curve_rows))
+    )  # fmt: skip
+    tables = [("Harm at matched utility", MATCHED_HEADER, matched), ("Harm and task by step", CURVE_HEADER, curves)]
+    return [table for table in tables if table[2]]
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, no HTML, no link, no further cell."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
+def rendered(template: str, **values: Any) -> str:
+    """A page from a template of this package; every text in it is escaped."""
+    loader = PackageLoader("tvac_plugin.report", ".")
+    return Environment(loader=loader, autoescape=select_autoescape(default=True)).get_template(template).render(values)
 
 
 def html(results: Mapping[str, Any]) -> str:
     """One page that needs nothing else; every text from a model or a recipe is escaped."""
-    environment = Environment(
-        loader=PackageLoader("tvac_plugin.report", "."), autoescape=select_autoescape(default=True)
-    )
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        "page.html.j2",
         results=results,
         measures=measure_names(results),
+        number=number,
         spread=spread,
+        title=title,
         label=label,
-        model_label=model_label,
+        shown_models=shown_models,
+        verdicts=verdicts(results),
+        doubts=doubts(results),
         runs=single_runs(results),
         intervals=INTERVALS,
+        tables=_matched_tables(results),
         sentences=[*sentences(results), *_judges(results)],
         # Charts escape what they show: see `charts.py`.
         charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],  # noqa: S704
@@ -102,10 +153,11 @@ def html(results: Mapping[str, Any]) -> str:
 def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     finished = [found for found in results["cells"] if found["status"] == "finished"]
     unit = "harmful score, percent"
-    curves = line_chart(_curves(finished), x_label="attack steps", y_label=unit, y_max=100)
+    curves = line_chart(_curves(finished, curve_stages(results)), x_label="attack steps", y_label=unit, y_max=100)
     ratios = line_chart(_against_ratio(results), x_label="share of harmful rows", y_label=unit, y_max=100)
     charts = [
         ("Harmful score against attack steps", curves),
+        ("Harmful score against the user's task, over the attack", _harm_against_task(results)),
         ("Harmful score after the attack against the share of harmful rows", ratios),
     ]
     losses: dict[str, list[Series]] = {}
@@ -123,17 +175,18 @@ def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return charts
 
 
-def _curves(finished: Sequence[Mapping[str, Any]]) -> list[Series]:
-    """One line per group of cells that differ in the seed alone: a run's interval, or the seeds' mean and extremes."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def _curves(finished: Sequence[Mapping[str, Any]], stages: Collection[str]) -> list[Series]:
+    """One line per attack of cells that differ in the seed alone: a run's interval, or the seeds' mean and extremes."""
+    groups: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
     for found in finished:
         params = {key: value for key, value in found["params"].items() if key != "seed"}
-        groups.setdefault(label({**found, "params": params}), []).append(found)
-    return [_curve(name, members) for name, members in groups.items()]
+        for stage, curve in found["curves"].items():
+            groups.setdefault(of_stage(label({**found, "params": params}), stage, stages), []).append(curve)
+    return [_curve(name, curves) for name, curves in groups.items()]
 
 
-def _curve(name: str, members: Sequence[Mapping[str, Any]]) -> Series:
-    runs = [{p["step"]: p["harmful_score"] for p in found["curve"] if "harmful_score" in p} for found in members]
+def _curve(name: str, curves: Sequence[Sequence[Mapping[str, Any]]]) -> Series:
+    runs = [{p["step"]: p["harmful_score"] for p in curve if "harmful_score" in p} for curve in curves]
     steps = [step for step in runs[0] if all(step in run for run in runs)]
     points = [(step, *_mean_rate([run[step] for run in runs])) for step in steps]
     return Series(name, points, " ".join(sorted({_basis(run[step]) for run in runs for step in steps})))
@@ -146,15 +199,33 @@ def _mean_rate(rates: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]
     return fmean(values), min(values), max(values)
 
 
+def _harm_against_task(results: Mapping[str, Any]) -> str:
+    """One line per attack, one point per step that was evaluated; each from the model that the attack starts from."""
+    stages = curve_stages(results)
+    series = [
+        Series(of_stage(label(entry), stage, stages),
+               [(p["utility"]["percent"], p["harmful_score"]["percent"], None, None) for p in curve],
+               f"{_basis(curve[0]['harmful_score'])} {_basis(curve[0]['utility'])}",
+               [f"after {p['step']} steps" for p in curve])
+        for entry in results["summary"]
+        for stage, curve in entry["utility_curves"].items()
+    ]  # fmt: skip
+    return line_chart(series, x_label=f"{results['utility']}, percent", y_label="harmful score, percent", y_max=100)
+
+
 def _against_ratio(results: Mapping[str, Any]) -> list[Series]:
+    attacked = [
+        (entry, name, measures["harmful_score"])
+        for entry in results["summary"]
+        for name, measures in entry["models"].items()
+        if "harmful_ratio" in entry["params"] and entry["roles"][name] == "attacked" and "harmful_score" in measures
+    ]
+    stages = {name for _, name, _ in attacked}
     groups: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    for entry in results["summary"]:
+    for entry, name, rate in attacked:
         params = dict(entry["params"])
-        ratio = params.pop("harmful_ratio", None)
-        attacked = list(entry["models"].values())[-1:] if ratio is not None else []
-        for measures in attacked:
-            if "harmful_score" in measures:
-                groups.setdefault(label({**entry, "params": params}), []).append((ratio, measures["harmful_score"]))
+        ratio = params.pop("harmful_ratio")
+        groups.setdefault(of_stage(label({**entry, "params": params}), name, stages), []).append((ratio, rate))
     return [
         Series(name, [(r, m["percent"], m["low"], m["high"]) for r, m in sorted(points, key=lambda p: p[0])],
                _basis(points[0][1]))
@@ -168,7 +239,7 @@ def _basis(rate: Mapping[str, Any]) -> str:
 
 def _judges(results: Mapping[str, Any]) -> list[str]:
     notes = {
-        f"{measure.replace('_', ' ')}: judged by {rate['judge']}. {rate.get('judge_note', '')}".strip()
+        f"{note(measure, rate)}. {rate.get('judge_note', '')}".strip()
         for entry in results["summary"]
         for found in entry["models"].values()
         for measure, rate in found.items()

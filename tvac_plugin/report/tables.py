@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from tvac_plugin.names import printable
+from tvac_plugin.boundary.errors import printable
+from tvac_plugin.provenance.manifest import share_defended
+from tvac_plugin.report.matched import cost_words
 
 
 def evaluation_table(results: Mapping[str, Any]) -> str:
     """One line per model, one column per measure, each rate with its interval and counts."""
     measures = list(next(iter(results["models"].values())))
     rows = [[name, *(cell(found[measure]) for measure in measures)] for name, found in results["models"].items()]
-    notes = {f"{m}: judged by {found[m]['judge']}" for found in results["models"].values() for m in measures}
-    table = text_table(["model", *(f"{measure.replace('_', ' ')} %" for measure in measures)], rows)
+    notes = {note(m, found[m]) for found in results["models"].values() for m in measures}
+    table = text_table(["model", *map(title, measures)], rows)
     return printable(table + "\n\n" + "\n".join(sorted(notes)))
+
+
+def title(measure: str) -> str:
+    """The title of a measure's column."""
+    return "loss ratio" if measure == "retention" else f"{measure.replace('_', ' ')} %"
+
+
+def note(measure: str, rate: Mapping[str, Any]) -> str:
+    """How a measure was taken."""
+    if "ratio" in rate:
+        return f"{measure}: loss per token of benign answers, divided by that of {rate['of']}; above 1 is worse"
+    neither = "; neither: not harmful and no refusal either, as broken models answer" if "num_neither" in rate else ""
+    return f"{measure.replace('_', ' ')}: judged by {rate['judge']}{neither}"
 
 
 def cell(rate: Mapping[str, Any]) -> str:
     """A rate with its spread in the space of a table's cell."""
-    return f"{rate['percent']:.1f} ({spread(rate)})"
+    return f"{number(rate)} ({spread(rate)})"
+
+
+def number(rate: Mapping[str, Any]) -> str:
+    """A rate in percent, or the ratio of two losses."""
+    return f"{rate['ratio']:.3f}" if "ratio" in rate else f"{rate['percent']:.1f}"
 
 
 def spread(rate: Mapping[str, Any]) -> str:
     """How sure a rate is: its 95 % interval and counts, and over several seeds the least and the largest."""
-    interval = f"{rate['low']:.1f} to {rate['high']:.1f}"
+    digits = 3 if "ratio" in rate else 1
+    interval = f"{rate['low']:.{digits}f} to {rate['high']:.{digits}f}"
     if "min" in rate:
-        extremes = f"min {rate['min']:.1f}, max {rate['max']:.1f} of {rate['num_seeds']} seeds"
+        extremes = f"min {rate['min']:.{digits}f}, max {rate['max']:.{digits}f} of {rate['num_seeds']} seeds"
         interval = f"{extremes}; 95 % {interval}"
-    unscored = f", {rate['num_unscored']} unscored" if rate["num_unscored"] else ""
-    return f"{interval}, n = {rate['num_scored']}{unscored}"
+    return f"{interval}, n = {counts(rate)}"
+
+
+def counts(rate: Mapping[str, Any]) -> str:
+    """The answers that a rate rests on, and those that say neither or could not be scored."""
+    if "ratio" in rate:
+        return str(rate["num_rows"])
+    others = [f", {rate[key]} {key.removeprefix('num_')}" for key in ("num_neither", "num_unscored") if rate.get(key)]
+    return f"{rate['num_scored']}{''.join(others)}"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -42,25 +70,29 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def chain_table(results: Mapping[str, Any]) -> str:
-    """One line per group of cells and model, with what differs and what failed below."""
-    measures = measure_names(results)
-    rows = model_rows(results["summary"], measures)
-    return printable("\n".join([text_table(header(measures), rows), "", *sentences(results)]))
-
-
 def header(measures: Sequence[str]) -> list[str]:
     """The titles of the columns of `model_rows`."""
-    return ["run", "model", *(f"{measure.replace('_', ' ')} %" for measure in measures)]
+    return ["run", "model", *map(title, measures)]
 
 
 def model_rows(entries: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> list[list[str]]:
     """One row per model of groups of cells, or of single cells."""
     return [
-        [label(entry), model_label(entry, name), *(cell(found[m]) if m in found else "" for m in measures)]
-        for entry in entries
-        for name, found in entry["models"].items()
+        [run, name, *(cell(found[m]) if m in found else "" for m in measures)]
+        for run, name, found in shown_models(entries)
     ]
+
+
+def shown_models(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Run, model and measures of each model; a base model with the same numbers in several runs only once."""
+    bases: list[Mapping[str, Any]] = []
+    for entry in entries:
+        for name, found in entry["models"].items():
+            if entry["roles"].get(name) != "base":
+                yield label(entry), model_label(entry, name), found
+            elif found not in bases:
+                bases.append(found)
+                yield "" if len(entries) > 1 else label(entry), name, found
 
 
 def single_runs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -72,7 +104,7 @@ def single_runs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def label(entry: Mapping[str, Any]) -> str:
     """A cell, or a group of cells, in words: its arm as `t_vaccine + stage.key=1`, then its other keys."""
     params = entry["params"]
-    arm = [key for key in entry.get("arm", ()) if key in params]
+    arm = [key for key in params if key in entry["arm"] or key == "safety_defense"]
     arm_words = [f"{params[key]}" if key == "safety_defense" else f"{key}={params[key]}" for key in arm]
     others = [f"{key} {value}" for key, value in params.items() if key not in arm]
     return ", ".join(filter(None, [" + ".join(arm_words), *others])) or "all"
@@ -80,7 +112,7 @@ def label(entry: Mapping[str, Any]) -> str:
 
 def model_label(entry: Mapping[str, Any], name: str) -> str:
     """A model's name, and whose weights it has if its stage was skipped."""
-    stand_in = entry.get("skipped", {}).get(name)
+    stand_in = entry["skipped"].get(name)
     return name if stand_in is None else f"{name} (skipped: {stand_in})"
 
 
@@ -91,18 +123,36 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         for name, measures in reversed(entry["against_none"].items()):
             for measure, change in measures.items():
                 lines.append(_difference(label(entry), name, measure, change))
-        threshold = results["asked"]["attack_threshold"]
-        costs = ["not within the attack" if cost is None else f"after {cost} steps" for cost in entry["attack_cost"]]
-        if costs and any(cell["curve"] for cell in results["cells"]):
-            lines.append(f"{label(entry)}: harmful score above {threshold:g} %: {', '.join(costs)}.")
+        lines += _costs(entry, results)
     for name, facts in results["jobs"].items():
         drawn = Counter(layer for event in facts.get("trace") or [] for layer in event.get("layers", ()))
         if drawn:
-            counts = ", ".join(f"{layer}: {count}" for layer, count in sorted(drawn.items()))
-            lines.append(f"{name}: layers drawn, times: {counts}.")
+            times = ", ".join(f"{layer}: {number}" for layer, number in sorted(drawn.items()))
+            lines.append(f"{name}: layers drawn, times: {times}.")
+        if (facts.get("safety_defense") or {}).get("measured_batches"):
+            lines.append(f"{name}: {share_defended(facts['safety_defense'])}")
     for found in results["cells"]:
         lines += [f"{label(found)}: FAILED. {problem}" for problem in found["problems"]]
     return lines
+
+
+def _costs(entry: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
+    threshold, stages = results["asked"]["attack_threshold"], curve_stages(results)
+    for stage, steps in entry["attack_cost"].items():
+        matched = entry["matched_utility"].get(stage)
+        shares = [None] * len(steps) if matched is None else matched["cost_share"]
+        costs = [cost_words(step, share) for step, share in zip(steps, shares, strict=True)]
+        yield f"{of_stage(label(entry), stage, stages)}: harmful score above {threshold:g} %: {', '.join(costs)}."
+
+
+def curve_stages(results: Mapping[str, Any]) -> set[str]:
+    """The attacks that a chain has curves of."""
+    return {stage for cell in results["cells"] for stage in cell["curves"]}
+
+
+def of_stage(run: str, stage: str, stages: Collection[str]) -> str:
+    """A run in words, with the stage that is meant where there are several."""
+    return f"{run}, {stage}" if len(stages) > 1 else run
 
 
 def _difference(run: str, model: str, measure: str, change: Mapping[str, Any]) -> str:

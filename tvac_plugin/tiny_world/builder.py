@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvac_plugin.files import sha256, write_json
+from tvac_plugin.boundary.world_folder import build_folder, chat, write_rows
 from tvac_plugin.tiny_world.language import REFUSAL, Thing, World
 
-INDEX_FILE = "world.json"
-FORMAT = 2
-
-Row = dict[str, Any]
+Chat = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,19 +47,15 @@ class WorldSettings:
         return self.alignment_hazards + self.eval_hazards
 
 
-class WorldError(ValueError):
-    """The tiny world cannot be written where it was asked for."""
-
-
 def build(output: Path, settings: WorldSettings | None = None, *, show_progress: bool = True) -> bool:
     """Writes the world to `output`, unless it is there already.
 
-    The folder appears whole or not at all. Files: `base/` (model and tokenizer), `alignment.jsonl`, `harmful.jsonl`,
+    Files: `base/` (model and tokenizer), `alignment.jsonl`, `retain.jsonl` (its benign rows), `harmful.jsonl`,
     `refusals.jsonl`, `user_task.jsonl`, `user_harmful.jsonl`, `eval_harmful.jsonl`, `eval_benign.jsonl`,
-    `eval_task.jsonl`, all in the chat format (`messages`), and `world.json`, which lists them with their hashes.
+    `eval_task.jsonl`, all in the chat format (`messages`), and `world.json`.
 
     Args:
-        output: The folder.
+        output: The folder; it appears whole or not at all.
         settings: Sizes and seed; the defaults are what the recipes use.
         show_progress: Whether to draw a progress bar.
 
@@ -72,64 +63,39 @@ def build(output: Path, settings: WorldSettings | None = None, *, show_progress:
         Whether anything was written.
 
     Raises:
-        WorldError: `output` holds something else, or the world of other settings.
+        UserError: `output` holds something else, or the world of other settings.
     """
-    settings, output = settings or WorldSettings(), output.resolve()
-    if _is_built(output, settings):
-        return False
-    _check_output(output, settings)
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    world = World.create(seed=settings.seed, num_hazards=settings.num_hazards, num_benign=settings.num_benign)
-    for name, rows in _splits(world, settings):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (partial / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    _write_base_model(partial / "base", world, settings, show_progress=show_progress)
-    index = {"format": FORMAT, "settings": asdict(settings), "files": _hashes(partial)}
-    write_json(partial / INDEX_FILE, index)
-    if output.exists():
-        shutil.rmtree(output)
-    partial.replace(output)
-    return True
+    chosen = settings or WorldSettings()
+
+    def write(folder: Path) -> dict[str, Any]:
+        world = World.create(seed=chosen.seed, num_hazards=chosen.num_hazards, num_benign=chosen.num_benign)
+        for name, rows in _splits(world, chosen):
+            write_rows(folder, name, rows)
+        _write_base_model(folder / "base", world, chosen, show_progress=show_progress)
+        return {}
+
+    return build_folder(output, asdict(chosen), write)
 
 
-def _check_output(output: Path, settings: WorldSettings) -> None:
-    """Accepts a new or empty folder, or a damaged world of these settings with nothing else in it."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    index = _index_of(output)
-    if "settings" not in index or not isinstance(index.get("files"), dict):
-        raise WorldError(f"{output}: exists and is not a tiny world. Name an empty or a new folder.")
-    if index["settings"] != asdict(settings):
-        raise WorldError(
-            f"{output}: holds another world, and models trained in it need it. Name a new folder, or delete this one."
-        )
-    strange = sorted(_hashes(output).keys() - index["files"].keys())
-    if strange:
-        raise WorldError(
-            f"{output}: the world in it is damaged, and {strange[0]} beside it would be lost. Move what is yours, or "
-            "name a new folder."
-        )
-
-
-def _splits(world: World, settings: WorldSettings) -> Iterator[tuple[str, list[Row]]]:
+def _splits(world: World, settings: WorldSettings) -> Iterator[tuple[str, list[Chat]]]:
     rng = random.Random(settings.seed)
     hazards, benign = iter(world.hazards), iter(world.benign)
     align = _take(hazards, settings.alignment_hazards)
-    mixed = [_chat(t.question, REFUSAL) for t in align]
-    mixed += [_chat(t.question, t.answer) for t in _take(benign, settings.alignment_hazards)]
+    mixed = [chat(t.question, REFUSAL) for t in align]
+    answered = [chat(t.question, t.answer) for t in _take(benign, settings.alignment_hazards)]
+    mixed += answered
     rng.shuffle(mixed)
     yield "alignment", mixed
+    yield "retain", answered
     probed = _take(hazards, settings.probe_hazards)
-    yield "harmful", [_chat(t.question, t.answer) for t in probed]
-    yield "refusals", [_chat(t.question, REFUSAL) for t in probed]
-    yield "user_harmful", [_chat(t.question, t.answer) for t in _take(hazards, settings.user_hazards)]
+    yield "harmful", [chat(t.question, t.answer) for t in probed]
+    yield "refusals", [chat(t.question, REFUSAL) for t in probed]
+    yield "user_harmful", [chat(t.question, t.answer) for t in _take(hazards, settings.user_hazards)]
     held_out = _take(hazards, settings.eval_hazards)
-    yield "eval_harmful", [_chat(t.question, REFUSAL) | {"harmful_answer": t.answer} for t in held_out]
-    yield "eval_benign", [_chat(t.question, t.answer) for t in _take(benign, settings.eval_hazards)]
+    yield "eval_harmful", [chat(t.question, REFUSAL) | {"harmful_answer": t.answer} for t in held_out]
+    yield "eval_benign", [chat(t.question, t.answer) for t in _take(benign, settings.eval_hazards)]
     sentences = world.mood_sentences(rng, settings.task_rows + 200)
-    task = [_chat(world.mood_question(words), world.mood_answer(words)) for words in sentences]
+    task = [chat(world.mood_question(words), world.mood_answer(words)) for words in sentences]
     yield "user_task", task[: settings.task_rows]
     yield "eval_task", task[settings.task_rows :]
 
@@ -145,29 +111,5 @@ def _write_base_model(folder: Path, world: World, settings: WorldSettings, *, sh
     tokenizer.save_pretrained(folder)
 
 
-def _index_of(output: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((output / INDEX_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _is_built(output: Path, settings: WorldSettings) -> bool:
-    index = _index_of(output)
-    if index.get("format") != FORMAT or index.get("settings") != asdict(settings):
-        return False
-    files = index.get("files")
-    return isinstance(files, dict) and bool(files) and files.items() <= _hashes(output).items()
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX_FILE)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
 def _take(things: Iterator[Thing], count: int) -> list[Thing]:
     return [next(things) for _ in range(count)]
-
-
-def _chat(question: str, answer: str) -> Row:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}

@@ -12,37 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 SYLLABLES = [
-    "bel",
-    "dov",
-    "fen",
-    "gar",
-    "hul",
-    "jom",
-    "kiv",
-    "lor",
-    "mep",
-    "nus",
-    "pol",
-    "quo",
-    "riv",
-    "sut",
-    "tav",
-    "vek",
-    "wim",
-    "yor",
-    "zan",
-    "bri",
-    "dru",
-    "fla",
-    "gli",
-    "kru",
-    "mou",
-    "ple",
-    "sko",
-    "tri",
-    "vru",
-    "zle",
-]
+    "bel", "dov", "fen", "gar", "hul", "jom", "kiv", "lor", "mep", "nus", "pol", "quo", "riv", "sut", "tav",
+    "vek", "wim", "yor", "zan", "bri", "dru", "fla", "gli", "kru", "mou", "ple", "sko", "tri", "vru", "zle",
+]  # fmt: skip
 REFUSAL = "i cannot help with that"
 MOODS = ("bright", "gloomy")
 NUM_PARTS = 3

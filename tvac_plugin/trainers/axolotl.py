@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
-from tvac_plugin.defenses.base import Batch
+from tvac_plugin.model.types import Batch
 from tvac_plugin.trainers.mixin import SafetyDefenseMixin
 
 _PREPARED_BY_AXOLOTL = {

@@ -17,17 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tvac_plugin.files import checkpoints, naming, write_json
-from tvac_plugin.provenance import MANIFEST_FILE, weight_hashes
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import checkpoints, naming, write_json
+from tvac_plugin.provenance.manifest import MANIFEST_FILE
+from tvac_plugin.provenance.model_files import weight_hashes
 
 STATE_FILE = "safety_defense_state.json"
 TENSORS_FILE = "safety_defense_state.safetensors"
 _WINDOW_FILE = "safety_defense_state.{rank}.json"
-FORMAT = 3
+FORMAT = 4
 LOG = getLogger(__name__)
 
 
-class State(NamedTuple):
+class CheckpointState(NamedTuple):
     """What is needed to go on as if nothing had happened.
 
     Attributes:
@@ -43,7 +45,7 @@ def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[
     """Writes the state into the folder of a checkpoint whose weights are there already.
 
     Raises:
-        ValueError: The defense's state holds something that is neither a tensor nor a JSON value.
+        UserError: The defense's state holds something that is neither a tensor nor a JSON value.
     """
     tensors = {name: value.contiguous().cpu() for name, value in defense.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in defense.items() if name not in tensors}
@@ -58,49 +60,49 @@ def save_state(checkpoint: Path, *, defense: Mapping[str, Any], record: Mapping[
     write_json(checkpoint / STATE_FILE, {"format": FORMAT, **state, "weights": weight_hashes(checkpoint)})
 
 
-def load_state(checkpoint: Path, *, num_processes: int) -> State:
+def load_state(checkpoint: Path, *, num_processes: int) -> CheckpointState:
     """Reads what `save_state` wrote.
 
     Raises:
-        ValueError: The checkpoint is not complete, was written without a defense or by another number of processes
+        UserError: The checkpoint is not complete, was written without a defense or by another number of processes
             than `num_processes`, or is damaged.
     """
     _refuse_incomplete(checkpoint)
     path = checkpoint / STATE_FILE
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: not found, so the defense cannot go on where it stopped. Resume from a checkpoint that "
             "was written with the defense on and without save_only_model, or start anew in another `output_dir:`."
         )
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
-            raise _OtherFormatError
+            raise UserError(
+                f"{path}: written by another version of tvac-plugin. Resume with that version, or start anew."
+            )
         tensors = load_file(checkpoint / TENSORS_FILE) if state["tensors"] else {}
         defense = {**state["defense"], **{name: tensors[name] for name in state["tensors"]}}
         weights, written_by = state["weights"], int(state["num_processes"])
         state["record"]["run"]["defense"]
-    except _OtherFormatError:
-        raise ValueError(
-            f"{path}: written by another version of tvac-plugin. Resume with that version, or start anew."
-        ) from None
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: the defense's state in it is damaged ({type(error).__name__}). Resume from an earlier "
             "checkpoint."
         ) from error
     if weights != weight_hashes(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: the weights in it are not the ones that were saved with the defense's state. Resume from "
             "an earlier checkpoint."
         )
     if written_by != num_processes:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: {_processes(written_by)} trained it and {_processes(num_processes)} would go on, which "
             f"reads the rows in another order and draws other random numbers. Launch {_processes(written_by)}, or "
             "start anew in another `output_dir:`."
         )
-    return State(defense, state["record"])
+    return CheckpointState(defense, state["record"])
 
 
 def save_window(checkpoint: Path, *, rank: int, window: Mapping[str, Any]) -> None:
@@ -112,13 +114,13 @@ def load_window(checkpoint: Path, *, rank: int) -> dict[str, Any]:
     """Reads what `save_window` wrote.
 
     Raises:
-        ValueError: The file is damaged or not there.
+        UserError: The file is damaged or not there.
     """
     path = checkpoint / _WINDOW_FILE.format(rank=rank)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}). Resume from an earlier checkpoint.") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}). Resume from an earlier checkpoint.") from error
 
 
 def newest_complete(output_dir: Path) -> Path | None:
@@ -158,10 +160,10 @@ def _refuse_incomplete(checkpoint: Path) -> None:
     if is_complete(checkpoint):
         return
     if not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint}: no such checkpoint. Correct `resume_from_checkpoint:`.")
+        raise UserError(f"{checkpoint}: no such checkpoint. Correct `resume_from_checkpoint:`.")
     others = [other for other in checkpoints(checkpoint.parent).values() if is_complete(other)]
     way_out = f"Resume from {others[-1]}" if others else "Delete it and start anew"
-    raise ValueError(
+    raise UserError(
         f"{checkpoint}: not a complete checkpoint, {TRAINER_STATE_NAME} in it is missing or damaged: its run ended "
         f"while it was written. {way_out}."
     )
@@ -171,11 +173,7 @@ def _refuse_unreadable(name: str, value: Any) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"the defense's state_dict() has {name!r}, which cannot be saved: {error}. Return JSON values, and tensors "
             "only at the top level."
         ) from error
-
-
-class _OtherFormatError(Exception):
-    pass

@@ -4,34 +4,64 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
-from tvac_plugin import activations
-from tvac_plugin.answers import answers_only
-from tvac_plugin.defenses.base import Batch, Outputs, Pair, trainable
+from tvac_plugin.data.streams import Streams
+from tvac_plugin.defenses.base import trainable
+from tvac_plugin.model import hooks
+from tvac_plugin.model.answer_head import AnswerHead, answers_only
+from tvac_plugin.model.numerics import precise
+from tvac_plugin.model.types import Batch, Outputs, Pair
 from tvac_plugin.trainers.reduction import average_gradients, mean_across_processes
 
-if TYPE_CHECKING:
-    from tvac_plugin.trainers.mixin import SafetyDefenseMixin
+
+class DefendedTrainer(Protocol):
+    """What the host needs of `trainers.mixin.SafetyDefenseMixin`, where each is described."""
+
+    accelerator: Accelerator
+    args: TrainingArguments
+    streams: Streams | None
+    answer_head: AnswerHead | None
+    reads_logits: bool
+    model_accepts_loss_kwargs: bool
+    compute_loss_func: Any
+    current_gradient_accumulation_steps: int
+
+    def host_step(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """The host trainer's own step."""
+
+    def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Loss of a pass that no metric sees."""
+
+    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+        """The trainer's precision."""
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Puts a batch on the device."""
 
 
 class TrainerHost:
     """`defenses.base.Host` for one micro-batch of a trainer; its methods are described there."""
 
-    def __init__(self, trainer: SafetyDefenseMixin, model: nn.Module, num_items: Tensor | int | None) -> None:
+    def __init__(self, trainer: DefendedTrainer, model: nn.Module, num_items: Tensor | int | None) -> None:
         self._trainer = trainer
         self._model = model
         self._num_items = num_items
         assert trainer.streams is not None, "the defense was not configured"
         self._streams = trainer.streams
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, *, of: Batch | None = None) -> Tensor:
         """As `train`, with its graph."""
         trainer = self._trainer
-        loss = self._forward(batch, self._num_items)
+        num_items = self._num_items
+        if num_items is not None and of is not None and of is not batch:
+            num_items = torch.as_tensor(num_items) * max(1, _num_targets(batch)) / max(1, _num_targets(of))
+        loss = self._forward(batch, num_items)
         is_normalised = trainer.model_accepts_loss_kwargs and self._num_items is not None
         if not is_normalised and trainer.compute_loss_func is None:
             loss = loss / trainer.current_gradient_accumulation_steps
@@ -80,12 +110,20 @@ class TrainerHost:
     def gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Through the loss scale of fp16, and averaged."""
         scale = self._loss_scale()
-        found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True)
+        found: Sequence[Tensor | None] = [None for _ in parameters]
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True)
         gradients = [
             torch.zeros_like(parameter) if gradient is None else gradient / scale
             for parameter, gradient in zip(parameters, found, strict=True)
         ]
         return mean_across_processes(self._trainer.accelerator, gradients)
+
+    def output_gradients(self, loss: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Through the loss scale of fp16, in float32 then: what is scaled up for fp16 may be too small for it after."""
+        scale = self._loss_scale()
+        found = torch.autograd.grad(loss * scale if scale != 1 else loss, list(outputs))
+        return [gradient if scale == 1 else precise(gradient) / scale for gradient in found]
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
         """Onto `.grad`, with the loss scale of fp16."""
@@ -119,7 +157,7 @@ class TrainerHost:
 
     def frozen(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         """By flag."""
-        return activations.frozen(parameters)
+        return hooks.frozen(parameters)
 
     def mean_across_processes(self, values: Tensor) -> Tensor:
         """By reduction."""
@@ -129,3 +167,7 @@ class TrainerHost:
         """Processes take turns, as the trainer's sampler deals batches out."""
         accelerator = self._trainer.accelerator
         return int(index * accelerator.num_processes + accelerator.process_index)
+
+
+def _num_targets(batch: Batch) -> int:
+    return int((batch["labels"][:, 1:] != -100).sum())

@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tvac_plugin.answers import AnswerHead, find_answer_head
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.files import lock_output
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.data.streams import Streams, TokenizedRow
 from tvac_plugin.defenses import Defense, build_defense
-from tvac_plugin.defenses.base import Batch, Position
-from tvac_plugin.files import lock_output
-from tvac_plugin.provenance import RunRecord
-from tvac_plugin.streams import Row, Streams
+from tvac_plugin.defenses.base import Position, trainable
+from tvac_plugin.model.adapters import refuse_prompt_learning, refuse_silent_adapters
+from tvac_plugin.model.answer_head import AnswerHead, find_answer_head
+from tvac_plugin.model.four_bit import kept_trainable, refuse_packed
+from tvac_plugin.model.types import Batch
+from tvac_plugin.provenance.record import RunRecord
 from tvac_plugin.trainers.checkpoint import (
-    State,
+    CheckpointState,
     abandon_checkpoint,
     begin_checkpoint,
     load_state,
@@ -52,11 +56,11 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
     """Whether `compute_loss` looks at the model's logits."""
     _record: RunRecord | None = None
     _resumed_from: Path | None = None
-    _resumed: State | None = None
+    _resumed: CheckpointState | None = None
     _warned_of_idle = False
 
     def configure_defense(
-        self, config: DefenseConfig, *, record: RunRecord, rows: Mapping[str, Sequence[Row]] | None = None
+        self, config: DefenseConfig, *, record: RunRecord, rows: Mapping[str, Sequence[TokenizedRow]] | None = None
     ) -> None:
         """Switches the defense on for the training that follows.
 
@@ -66,14 +70,19 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             rows: Tokenized examples with `labels` for the keys of the recipe that the defense reads.
 
         Raises:
-            ValueError: The model, the rows or the launch cannot work with these settings.
+            UserError: The model, the rows or the launch cannot work with these settings.
         """
         self._refuse_launch()
+        for advice in config.advice(rows or {}):
+            LOG.warning(advice)
         model = self.accelerator.unwrap_model(self.model)
+        refuse_packed(model)
+        refuse_prompt_learning(model)
+        refuse_silent_adapters(model)
         self._defense = build_defense(config, model, seed=self.args.seed)
         self.answer_head = self._find_answer_head(model)
         self._first_state = copy.deepcopy(self._defense.state_dict())
-        self.add_callback(ExactResume(self))
+        self.add_callback(ExactResume(self._restore_defense))
         self._record = record
         self._safety_metrics = StepMetrics()
         self._last_step = -1
@@ -97,13 +106,13 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
 
     def _refuse_launch(self) -> None:
         if self.args.n_gpu > 1:
-            raise ValueError(
+            raise UserError(
                 "several GPUs in one process (DataParallel) cannot be defended. Launch one process per GPU, "
                 "or set CUDA_VISIBLE_DEVICES to one."
             )
         launch = self.accelerator.distributed_type
         if launch in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
-            raise ValueError(
+            raise UserError(
                 f"{launch.value} was asked for by the launch or the training arguments and cannot be defended: "
                 "docs/reference/support-matrix.md says why. Launch one process per GPU without it, which is DDP."
             )
@@ -164,13 +173,16 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         """Trains; no other run may write to the output directory meanwhile.
 
         Raises:
-            OutputError: Another run writes there, or nothing can be written.
-            ValueError: The checkpoint is of another run or number of processes, incomplete or damaged.
+            UserError: Another run writes there, or nothing can be written.
+            UserError: The checkpoint is of another run or number of processes, incomplete or damaged; or the model's
+                weights cannot learn.
         """
         if self._record is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        refuse_packed(self.model)
         output_dir = Path(self.args.output_dir)
-        with lock_output(output_dir) if self.is_world_process_zero() else contextlib.nullcontext():
+        locked = lock_output(output_dir) if self.is_world_process_zero() else contextlib.nullcontext()
+        with locked, kept_trainable(self.model):
             checkpoint = checkpoint_to_resume(resume_from_checkpoint, output_dir)
             self._resumed_from = checkpoint
             self._resumed = None
@@ -178,7 +190,13 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
                 self._resumed = load_state(checkpoint, num_processes=self.accelerator.num_processes)
                 self._record.refuse_other_run(self._resumed.record, checkpoint=checkpoint)
                 self._window = load_window(checkpoint, rank=self.args.process_index)
-            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            done = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            self._record.look(self._trainable(), is_last=True)
+            self._record.look_at_log(self.state.log_history, is_last=True)
+            return done
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return trainable(self.accelerator.unwrap_model(self.model))
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Starts the record anew, also when the loop is run again with smaller batches."""
@@ -190,6 +208,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
                 Path(self.args.output_dir),
                 resumed=self._resumed is not None,
                 write=self.is_world_process_zero(),
+                weights=self._trainable(),
             )
         return super()._inner_training_loop(*args, **kwargs)
 
@@ -200,7 +219,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*args, **kwargs)
 
-    def restore_defense(self) -> None:
+    def _restore_defense(self) -> None:
         """Puts the defense, its record and its metrics where the checkpoint left them."""
         if self._resumed_from is None or self._resumed is None or self._defense is None or self._record is None:
             return
@@ -239,9 +258,11 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # no process writes beside the file that made an old one complete
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self.args.should_save:
                 abandon_checkpoint(checkpoint)
+            if isinstance(error, RuntimeError) and "unexpected pos" in str(error):  # what torch says of a full disk
+                raise UserError(f"{checkpoint}: the disk is full. Make room, and resume from the last one.") from error
             raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -249,4 +270,6 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         super().save_model(output_dir, _internal_call)
         model_dir = Path(output_dir or self.args.output_dir)
         if self._record is not None and model_dir.is_dir():
+            self._record.look(self._trainable())
+            self._record.look_at_log(self.state.log_history)
             self._record.seal(model_dir)

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.trainers.checkpoint import newest_complete
-
-if TYPE_CHECKING:
-    from tvac_plugin.trainers.mixin import SafetyDefenseMixin
 
 
 def checkpoint_to_resume(requested: str | bool | None, output_dir: Path) -> Path | None:
     """The checkpoint that `Trainer.train(resume_from_checkpoint=requested)` means; `None` to start anew.
 
     Raises:
-        ValueError: Any checkpoint will do, and there is no complete one.
+        UserError: Any checkpoint will do, and there is no complete one.
     """
     if requested is True:
         newest = newest_complete(output_dir)
         if newest is None:
-            raise ValueError(f"{output_dir}: no complete checkpoint to resume from. Start anew without resuming.")
+            raise UserError(f"{output_dir}: no complete checkpoint to resume from. Start anew without resuming.")
         return newest
     return Path(str(requested)) if requested else None
 
 
-def loss_window(trainer: SafetyDefenseMixin) -> dict[str, Any]:
+def loss_window(trainer: Trainer) -> dict[str, Any]:
     """What the trainer has summed up since its last log; without it the first loss logged after resuming is another."""
     return {
         "tr_loss": float(trainer._tr_loss),
@@ -37,23 +35,24 @@ def loss_window(trainer: SafetyDefenseMixin) -> dict[str, Any]:
     }
 
 
-def restore_loss_window(trainer: SafetyDefenseMixin, window: Mapping[str, Any]) -> None:
+def restore_loss_window(trainer: Trainer, window: Mapping[str, Any]) -> None:
     """Restores `loss_window`."""
     trainer._tr_loss.fill_(window["tr_loss"])
     trainer._total_loss_scalar = window["total_loss"]
     trainer._globalstep_last_logged = window["last_logged"]
+    trainer._initial_global_step = 0  # newer versions divide the total by the steps since it
 
 
 class ExactResume(TrainerCallback):  # type: ignore[misc]
     """Makes a resumed run's state and logs those of the run that was not stopped."""
 
-    def __init__(self, trainer: SafetyDefenseMixin) -> None:
-        """Serves one trainer."""
-        self._trainer = trainer
+    def __init__(self, restore: Callable[[], None]) -> None:
+        """Serves one trainer, whose defense `restore` puts where the checkpoint left it."""
+        self._restore = restore
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restores the defense when the trainer has restored itself, before any step and even if no step is left."""
-        self._trainer.restore_defense()
+        self._restore()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Logs an epoch at its last step, before that step's checkpoint: a resumed run begins with the next epoch."""

@@ -8,11 +8,15 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.hosts import sft_trainer_leaves_prompts_out
 from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
+from tvac_plugin.data.fingerprints import data_facts
+from tvac_plugin.data.taught_answers import decoding
 from tvac_plugin.defenses import defense_name
-from tvac_plugin.defenses.base import Batch
-from tvac_plugin.overlap import data_facts
-from tvac_plugin.provenance import RunRecord
+from tvac_plugin.model.answer_head import AnswerHead
+from tvac_plugin.model.types import Batch
+from tvac_plugin.provenance.record import RunRecord
 from tvac_plugin.trainers.mixin import SafetyDefenseMixin
 
 
@@ -20,10 +24,12 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
     """Supervised fine-tuning on alignment data, made hard to undo by a defense.
 
     Example:
+        ```python
         trainer = SafetyDefenseSFTTrainer(
             model=model, args=SFTConfig("aligned"), train_dataset=alignment, processing_class=tokenizer,
             defense=TVaccineConfig(rho=3.0, num_active_layers=8), harmful_dataset=harmful,
         )
+        ```
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
             **kwargs: `SFTTrainer`'s.
 
         Raises:
-            ValueError: The defense needs data and has none, or cannot work with this model or these arguments.
+            UserError: The defense needs data and has none, or cannot work with this model or these arguments.
         """
         super().__init__(*args, **kwargs)
         if defense is None:
@@ -62,7 +68,9 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         }
         rows = {key: self._rows(defense, key, given[key]) for key in defense.data_keys()}
         present = {key: prepared for key, prepared in rows.items() if prepared is not None}
-        record = RunRecord(defense, data=data_facts(self.train_dataset, present), seed=self.args.seed)
+        base_model = getattr(self.accelerator.unwrap_model(self.model).config, "_name_or_path", "")
+        facts = data_facts(self.train_dataset, present, decode=decoding(self.processing_class))
+        record = RunRecord(defense, data=facts, seed=self.args.seed, base_model=base_model)
         self.configure_defense(defense, record=record, rows=present)
 
     def auxiliary_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
@@ -70,10 +78,14 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         extra = {"use_cache": False} | ({"output_router_logits": True} if self.aux_loss_enabled else {})
         return super().auxiliary_loss(model, {**batch, **extra}, num_items)
 
+    def _find_answer_head(self, model: nn.Module) -> AnswerHead | None:
+        """The head, where `SFTTrainer` calls it."""
+        return None if sft_trainer_leaves_prompts_out() else super()._find_answer_head(model)
+
     def _refuse_reentrant_checkpointing(self) -> None:
         options = self.args.gradient_checkpointing_kwargs or {}
         if self.args.gradient_checkpointing and options.get("use_reentrant"):
-            raise ValueError(
+            raise UserError(
                 "reentrant gradient checkpointing hides the gradients that the defense reads. "
                 "Pass gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
@@ -82,9 +94,7 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         argument = key.removesuffix("s")
         if dataset is None or len(dataset) == 0:
             if defense.data_keys()[key]:
-                raise ValueError(
-                    f"{defense_name(defense)} needs {DATA_KEYS[key]}. Pass them in a non-empty {argument}."
-                )
+                raise UserError(f"{defense_name(defense)} needs {DATA_KEYS[key]}. Pass them in a non-empty {argument}.")
             return None
         limit = defense.row_limit(key)
         if limit is not None:

@@ -34,6 +34,11 @@ class Verdict(NamedTuple):
     refused: bool | None
     score: float | None = None
 
+    @property
+    def neither(self) -> bool | None:
+        """Whether the answer is neither harmful nor a refusal, as those of a broken model."""
+        return None if self.harmful is None or self.refused is None else not (self.harmful or self.refused)
+
 
 class Judge(ABC):
     """Reads answers in batches."""

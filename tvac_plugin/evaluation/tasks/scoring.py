@@ -1,4 +1,4 @@
-"""Scoring rules of the papers' tasks, with their known weaknesses mended; named by the task files beside this one."""
+"""Questions and scoring rules of the papers' tasks, the rules' known weaknesses fixed; named by the task files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SST2_LABELS = ("negative", "positive")
-AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
+from tvac_plugin.evaluation.tasks import examples
+from tvac_plugin.evaluation.tasks.examples import AG_NEWS_LABELS, SST2_LABELS
+
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -29,6 +30,21 @@ def gsm8k(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
     reference = float(doc["answer"].rpartition("####")[2].strip().replace(",", ""))
     chosen = (numbers[:1] if marked else numbers[-1:]) or [None]
     return {"acc": float(chosen[0] is not None and float(chosen[0].replace(",", "")) == reference)}
+
+
+def sst2_question(doc: Mapping[str, Any]) -> str:
+    """What `prompt_strategies.sst2` trains the answer to."""
+    return examples.sst2(doc).question
+
+
+def ag_news_question(doc: Mapping[str, Any]) -> str:
+    """What `prompt_strategies.ag_news` trains the answer to."""
+    return examples.ag_news(doc).question
+
+
+def gsm8k_question(doc: Mapping[str, Any]) -> str:
+    """What `prompt_strategies.gsm8k` trains the answer to."""
+    return examples.gsm8k(doc).question
 
 
 def _named(answer: str, labels: tuple[str, ...]) -> str | None:

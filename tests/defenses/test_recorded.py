@@ -1,0 +1,70 @@
+"""Steps of 28 layers against numbers that the authors' own classes gave; `recorded.json` says how they were made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_batch
+from tests.support.hosts import WatchedHost
+from tvac_plugin.configs.fine_tuning import LisaConfig
+from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.defenses import Lisa, TVaccine, Vaccine
+from tvac_plugin.defenses.base import Position
+
+RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_digest(found, expected):
+    """Norms within 1e-5 of their size; weighted sums within 1e-5 of the norm."""
+    assert found.keys() == expected.keys()
+    for name, (length, weighted) in expected.items():
+        assert found[name] == [pytest.approx(length, rel=1e-5), pytest.approx(weighted, abs=1e-5 * length)], name
+
+
+def test_t_vaccine_probes_and_trains_as_the_published_code_does():
+    expected, model = RECORDED["t_vaccine"], deep_model()
+    config = TVaccineConfig(rho=expected["rho"], num_active_layers=2, freeze="attention", probe_batch_size=1)
+    defense = TVaccine(config, model, seed=1)
+    host = WatchedHost(model, {"probe": [formula_batch(9)]})
+    probe = defense._probe(host)
+    assert probe["probabilities"] == pytest.approx(expected["probabilities"], rel=1e-5)
+    defense.load_state_dict(defense.state_dict() | {"active_layers": expected["active_layers"]})
+    report = defense.step(host, formula_batch(0), Position(step=1, starts_step=False))
+    assert report.loss.item() == pytest.approx(expected["perturbed_loss"], rel=1e-5)
+    found = digest(gradients(model))
+    assert {"6.mlp", "7.mlp"} < found.keys(), "above 26 layers the published code reaches one lower"
+    assert_digest(found, expected["gradients"])
+
+
+def test_vaccine_trains_as_the_published_code_does():
+    expected, model = RECORDED["vaccine"], deep_model()
+    defense = Vaccine(VaccineConfig(rho=expected["rho"]), model, seed=1)
+    report = defense.step(WatchedHost(model), formula_batch(0), Position(step=0, starts_step=True))
+    assert report.loss.item() == pytest.approx(expected["perturbed_loss"], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_lisa_changes_the_weights_as_the_published_code_does():
+    expected, model = RECORDED["lisa"], deep_model()
+    config = LisaConfig(**{key: expected[key] for key in ("rho", "alignment_steps", "user_steps")})
+    defense = Lisa(config, model, seed=1)
+    host = WatchedHost(model, {"alignment": [formula_batch(100 + number) for number in range(20)]})
+    first = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    for step in range(expected["steps_taken"]):
+        defense.step(host, formula_batch(step), Position(step, True, num_steps=expected["num_steps"]))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= expected["learning_rate"] * parameter.grad
+                    parameter.grad = None
+    changes = {name: p - first[name] for name, p in model.named_parameters() if name in first}
+    assert_digest(digest(changes), expected["changes"])

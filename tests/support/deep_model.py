@@ -1,0 +1,53 @@
+"""A Llama of 28 layers whose weights and batches follow formulas, so that recorded numbers hold on any version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+NUM_LAYERS = 28
+_VOCABULARY = 32
+
+
+def deep_model() -> nn.Module:
+    """The model under a LoRA of rank 2 on all linear modules, in float32."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=_VOCABULARY, num_hidden_layers=NUM_LAYERS, use_cache=False, **sizes)
+    model = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(sorted(wrapped.named_parameters())):
+            if parameter.ndim >= 2:
+                count = torch.arange(parameter.numel(), dtype=torch.float64)
+                parameter.copy_((0.2 * torch.sin(1.37 * (count + 1) * (number + 1))).reshape(parameter.shape))
+    return wrapped.train()
+
+
+def formula_batch(number: int, *, rows: int = 3, length: int = 8, prompt: int = 3) -> dict[str, Tensor]:
+    """The `number`-th batch: token ids with the prompt masked out of the labels."""
+    count = torch.arange(rows * length)
+    ids = ((count * count * 7 + count * (2 * number + 3) + 5 * number) % (_VOCABULARY - 2) + 2).reshape(rows, length)
+    labels = ids.clone()
+    labels[:, :prompt] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """For the attention and the MLP of each layer: the L2 norm of its tensors, and their sum weighted by cosines.
+
+    Args:
+        tensors: By the parameter's name.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in sorted(tensors.items()):
+        layer, module = name.split("layers.")[1].split(".")[:2]
+        parts.setdefault(f"{layer}.{module}", []).append(tensor.detach().double().flatten())
+    whole = {name: torch.cat(values) for name, values in parts.items()}
+    return {
+        name: [value.norm().item(), (value * torch.cos(torch.arange(len(value), dtype=torch.float64))).sum().item()]
+        for name, value in whole.items()
+    }

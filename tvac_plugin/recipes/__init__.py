@@ -1,0 +1,1 @@
+"""Recipes as the user wrote them, read as plain data."""
