@@ -261,6 +261,15 @@ def in_bfloat16(defense: DefenseConfig) -> Callable[[Scene], Path]:
     return act
 
 
+def rounded(scene: Scene) -> Path:
+    """All weights in bfloat16, trained in steps that almost all of them are too coarse for."""
+    model = tiny_model(vocab_size=len(build_tokenizer(WORLD))).to(torch.bfloat16)
+    run = build(scene.here / "out", VaccineConfig(), model=model, max_steps=2, learning_rate=1e-6, save_strategy="no")
+    run.train()
+    run.save_model()
+    return scene.here / "out"
+
+
 def silent(**lora: Any) -> Callable[[Scene], Any]:
     """A trainer for a LoRA that cannot do anything."""
 
@@ -386,6 +395,7 @@ NO_MANIFEST = [
     Way("TRL with a learning rate of 0", trl(VaccineConfig(), learning_rate=0.0), UNMOVED),
     Way("TRL with `defense=None`", trl(None), ""),
     Way("TRL with a perturbation that bfloat16 rounds away", in_bfloat16(VaccineConfig(rho=0.001)), LOST),
+    Way("TRL with steps of training that bfloat16 rounds away", rounded, "too small for the weights' number format"),
     Way("a harmful step that is too small for any weight", trl(BoosterConfig(harmful_step_size=1e-12, batch_size=2)),
         "harmful_step_size"),
     Way("a defense of your own that always adds zero", trl(Nothing(norm=0.0)), IDLE),
@@ -567,6 +577,7 @@ VERIFY = [
     claims("states no effect", "says that the defense did nothing in half of the batches", idle_batches=2),
     claims("states no effect", "says that nothing was measured", measured_batches=0, idle_batches=0),
     claims("states no effect", "says that no tensor was moved", moved_tensors=0),
+    claims("states no effect", "says that a thousandth of the weights was moved", moved_share=0.001),
     claims("files: Dictionary should have at least 1 item", "names no files", files={}),
     claims("files: Input should be a valid dictionary", "says `files: null`", files=None),
     claims("not of a defended model: defense", "names no defense", defense=...),

@@ -121,6 +121,20 @@ def test_weights_that_were_trained_by_next_to_nothing_are_not_trained(model_dir,
     assert not (model_dir / "safety_defense.json").exists()
 
 
+@pytest.mark.parametrize(("moved", "is_sealed"), [(9, False), (10, True)])
+def test_a_hundredth_of_the_weights_must_have_moved(tmp_path, caplog, moved, is_sealed):
+    run = record(tmp_path)
+    weights = [torch.nn.Parameter(torch.zeros(1000))]
+    run.begin(tmp_path, resumed=False, write=True, weights=weights)
+    run.add(StepReport(torch.tensor(1.0), norms={"n": torch.tensor(1.0)}), Position(0, True))
+    with torch.no_grad():
+        weights[0][:moved] = 1.0
+    run.look(weights)
+    run.seal(tmp_path)
+    assert (tmp_path / "safety_defense.json").exists() == is_sealed
+    assert is_sealed or "0.90% of the trained weights differ" in caplog.text
+
+
 def test_weights_that_were_changed_after_training_are_not_defended(model_dir, caplog):
     run = record(model_dir)
     weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(3))]

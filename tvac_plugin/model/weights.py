@@ -72,14 +72,26 @@ def finite(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 NOTHING = 1e-8
 """A weight below this does nothing; an adapter's second half, which starts at 0, leaves it only if it learns."""
+_SAMPLED = 20_000
 
 
 @torch.no_grad()
 def fingerprints(parameters: Parameters) -> list[str]:
     """A hash of each tensor's bytes: another one if the tensor was trained. Weights below `NOTHING` count as 0."""
-    whole = (torch.where(parameter.abs() < NOTHING, 0.0, parameter.detach()) for parameter in parameters)
-    flat = (weight.contiguous().view(-1).view(torch.uint8) for weight in whole)
+    flat = (_without_nothing(parameter.detach()).contiguous().view(-1).view(torch.uint8) for parameter in parameters)
     return [sha256(part.cpu().numpy().tobytes()).hexdigest() for part in flat]
+
+
+@torch.no_grad()
+def sampled(parameters: Parameters) -> list[float]:
+    """Evenly spaced values of all tensors, about 20,000 and at least one of each tensor. Below `NOTHING` they count as 0."""
+    stride = sum(parameter.numel() for parameter in parameters) // _SAMPLED | 1  # odd: widths of models are even
+    parts = [_without_nothing(parameter.detach().reshape(-1)[::stride]).float().cpu() for parameter in parameters]
+    return torch.cat(parts).tolist() if parts else []
+
+
+def _without_nothing(weight: Tensor) -> Tensor:
+    return torch.where(weight.abs() < NOTHING, 0.0, weight)
 
 
 @torch.no_grad()

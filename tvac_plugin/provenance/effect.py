@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tvac_plugin.defenses.base import Position, StepReport
-from tvac_plugin.model.weights import fingerprints, num_not_finite
-from tvac_plugin.provenance.manifest import MOST_IDLE
+from tvac_plugin.model.weights import fingerprints, num_not_finite, sampled
+from tvac_plugin.provenance.manifest import LEAST_MOVED, MOST_IDLE
 
 
 class Effect:
@@ -23,14 +23,16 @@ class Effect:
         self._num_defended = torch.zeros((), dtype=torch.long)
         self._this_step = torch.zeros((), dtype=torch.bool)
         self._first: list[str] = []
+        self._first_values: list[float] = []
         self._last: list[str] | None = None
         self._changed_after = False
         self._moved: int | None = None
+        self._moved_share = 0.0
         self._not_finite = 0
 
     def start(self, weights: Sequence[nn.Parameter]) -> None:
         """Remembers the trainable weights as they are before training."""
-        self._first = fingerprints(weights)
+        self._first, self._first_values = fingerprints(weights), sampled(weights)
 
     def add(self, report: StepReport, position: Position) -> None:
         """Takes in one micro-batch; nothing is read from the device."""
@@ -57,6 +59,8 @@ class Effect:
         self._last = found if is_last else self._last
         self._changed_after = self._last is not None and found != self._last
         self._moved = sum(now != first for now, first in zip(found, self._first, strict=False))
+        values = list(zip(sampled(weights), self._first_values, strict=False))
+        self._moved_share = sum(now != first for now, first in values) / max(len(values), 1)
         self._not_finite = num_not_finite(weights)
 
     def problems(self) -> list[str]:
@@ -76,6 +80,11 @@ class Effect:
             problems.append("the weights were not looked at after training")
         elif self._moved == 0:
             problems.append(f"none of {len(self._first)} trained tensors differs from what it was before training")
+        elif self._moved_share < LEAST_MOVED:
+            problems.append(
+                f"{self._moved_share:.2%} of the trained weights differ from what they were before training, and at "
+                f"least {LEAST_MOVED:.0%} must: the steps are too small for the weights' number format"
+            )
         if self._not_finite:
             problems.append(f"{self._not_finite} of {len(self._first)} trained tensors hold values that are not finite")
         return problems
@@ -90,6 +99,7 @@ class Effect:
             "idle_batches": int(self._num_idle),
             "trained_tensors": len(self._first),
             "moved_tensors": self._moved,
+            "moved_share": self._moved_share,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +112,7 @@ class Effect:
             "num_defended": int(self._num_defended),
             "this_step": bool(self._this_step),
             "first_weights": self._first,
+            "first_values": self._first_values,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -110,4 +121,4 @@ class Effect:
         self.num_measured = state["num_measured"]
         self._num_idle, self._num_defended = torch.tensor(state["num_idle"]), torch.tensor(state["num_defended"])
         self._this_step = torch.tensor(state["this_step"])
-        self._first = list(state["first_weights"])
+        self._first, self._first_values = list(state["first_weights"]), list(state["first_values"])

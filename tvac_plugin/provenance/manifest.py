@@ -27,6 +27,8 @@ PREVIOUS_MANIFEST_FILE = "safety_defense.previous.json"
 PREVIOUS_TRACE_FILE = "safety_trace.previous.jsonl"
 MOST_IDLE = 0.1
 """Largest share of measured batches in which a defense may have done nothing."""
+LEAST_MOVED = 0.01
+"""Smallest share of trained weights that must have moved; with less, rounding has taken the training and its defense."""
 NOT_DEFENDED = "not_defended"
 """The event in a trace with the `reasons` why a run's final model got no manifest."""
 LOX = "lox"
@@ -39,7 +41,7 @@ class _Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    format: Literal[2]
+    format: Literal[3]
     defense: str = Field(min_length=1)
     settings: dict[str, Any]
     files: dict[str, str] = Field(min_length=1)
@@ -51,12 +53,14 @@ class _Manifest(BaseModel):
     measured_batches: int = Field(default=0, ge=0)
     idle_batches: int = Field(default=0, ge=0)
     moved_tensors: int = Field(default=0, ge=0)
+    moved_share: float = Field(default=0.0, ge=0, le=1)
     unsettled: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _refuse_no_effect(self) -> _Manifest:
         is_idle = self.idle_batches > MOST_IDLE * self.measured_batches or not self.measured_batches
-        did_nothing = is_idle or not self.moved_tensors or not 0 < self.defended_steps <= self.steps
+        is_still = not self.moved_tensors or self.moved_share < LEAST_MOVED
+        did_nothing = is_idle or is_still or not 0 < self.defended_steps <= self.steps
         if self.defense != LOX and did_nothing:
             raise ValueError("it states no effect of a defense.")
         return self
@@ -128,7 +132,8 @@ def described(manifest: dict[str, Any]) -> str:
     unsettled = manifest.get("unsettled", [])
     lines = [
         f"{manifest['defense']}: {share_defended(manifest)}",
-        f"{manifest['moved_tensors']} trained tensors differ from what they were before; seed {manifest['seed']}.",
+        f"{manifest['moved_tensors']} trained tensors and {manifest['moved_share']:.0%} of their weights differ from "
+        f"what they were before; seed {manifest['seed']}.",
         *([f"Its losses had not settled: {'; '.join(unsettled)}."] if unsettled else []),
         f"base model: {manifest['base_model'].get('name') or 'unknown'}",
         *(["The adapter that was defended is merged into it."] if "merged_from" in manifest else []),

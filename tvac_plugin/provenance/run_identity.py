@@ -12,7 +12,7 @@ from tvac_plugin.boundary.secrets import without_secrets
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses import defense_name
 
-FORMAT = 2
+FORMAT = 3
 _PACKAGES = ("tvac-plugin", "torch", "transformers", "trl", "peft", "accelerate", "axolotl")
 
 

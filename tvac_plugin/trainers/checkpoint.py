@@ -25,7 +25,7 @@ from tvac_plugin.provenance.model_files import weight_hashes
 STATE_FILE = "safety_defense_state.json"
 TENSORS_FILE = "safety_defense_state.safetensors"
 _WINDOW_FILE = "safety_defense_state.{rank}.json"
-FORMAT = 4
+FORMAT = 5
 LOG = getLogger(__name__)
 
 
