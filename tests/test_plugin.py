@@ -86,6 +86,7 @@ VARIANTS = {
     "full fine-tuning": {"adapter": None, "lora_r": None, "lora_alpha": None, "lora_target_modules": None},
     "attention freeze": {"t_vaccine": {"num_active_layers": 2, "freeze": "attention", "rho_scope": "sample"}},
     "bfloat16 weights": {"torch_dtype": "bfloat16"},
+    "bfloat16 weights and arithmetic": {"bf16": True},
 }
 
 

@@ -132,6 +132,12 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
 
         return SafetyDefenseAxolotlTrainer
 
+    def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
+        """Lets bfloat16 train on a CPU: transformers refuses it there, unless told that no other device is meant."""
+        is_ours = cfg.safety_defense is not None or cfg.simulated_user is not None
+        is_bfloat16 = cfg.bf16 is True or cfg.bfloat16 is True
+        return {"use_cpu": True} if is_ours and is_bfloat16 and not torch.accelerator.is_available() else None
+
     def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
         """Hands the defense to the trainer.
 

@@ -83,9 +83,8 @@ def _without_cuda(recipe: Mapping[str, Any]) -> list[str]:
     if recipe.get("flash_attention") or attention.startswith("flash"):
         key = "flash_attention: true" if recipe.get("flash_attention") else f"attn_implementation: {attention}"
         found.append(f"`{key}`: {here}. Write `attn_implementation: sdpa` to train here.")
-    for key in ("bf16", "tf32"):
-        if recipe.get(key) is True:
-            found.append(f"`{key}: true`: {here}. Write `{key}: false` to train here.")
+    if recipe.get("tf32") is True:
+        found.append(f"`tf32: true`: {here}. Write `tf32: false` to train here.")
     is_auto = recipe.get("bf16", "auto") in ("auto", None) and recipe.get("fp16") is None
     if is_auto or recipe.get("fp16"):
         key = "fp16: true" if recipe.get("fp16") else "bf16: auto"
