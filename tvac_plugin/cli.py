@@ -137,7 +137,7 @@ def lox(aligned: Path, output: Path, base: Path | None, rank: int, coefficient: 
 @click.option("--adapter", type=click.Path(path_type=Path), help="The adapter's folder, if not the `output_dir`.")
 def merge(recipe: Path, adapter: Path | None) -> None:
     """Merge the defended adapter that RECIPE trained into its base model, with a manifest of its own."""
-    from tvac_plugin.plugin import merge_adapter
+    from tvac_plugin.trainers.merging import merge_adapter
 
     _read(recipe, kind="a training")
     merged = merge_adapter(recipe, adapter)

@@ -29,7 +29,7 @@ from tvac_plugin.data.loading import load_rows, load_user_data, other_trainers, 
 from tvac_plugin.data.simulated_user import write_manifest
 from tvac_plugin.data.sources import prepared_folder, rows_apart, source_hashes
 from tvac_plugin.data.taught_answers import decoding
-from tvac_plugin.provenance.manifest import MANIFEST_FILE, set_aside, verify
+from tvac_plugin.provenance.manifest import MANIFEST_FILE, set_aside
 from tvac_plugin.provenance.merged import seal_merged
 from tvac_plugin.provenance.record import RunRecord
 from tvac_plugin.provenance.run_identity import refuse_other_run, run_facts
@@ -188,30 +188,6 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def merge_adapter(recipe: Path, adapter: Path | None) -> Path:
-    """Merges an adapter as `axolotl merge-lora` does, and gives the merged model its proof on every version of Axolotl.
-
-    Args:
-        recipe: What it was trained with.
-        adapter: Its folder; by default the recipe's `output_dir`.
-
-    Returns:
-        The merged model's folder.
-
-    Raises:
-        UserError: The adapter is not shown to be defended, or merging changed nothing.
-    """
-    from axolotl.cli.config import load_cfg
-    from axolotl.cli.merge_lora import do_cli
-
-    cfg = load_cfg(str(recipe))
-    adapter, merged = adapter or Path(cfg.output_dir), Path(cfg.output_dir) / "merged"
-    verify(adapter)
-    do_cli(str(recipe), lora_model_dir=str(adapter))
-    seal_merged(adapter, merged, method=cfg.merge_method or "memory_efficient")
-    return merged
 
 
 def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:

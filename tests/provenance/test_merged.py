@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.workspace import axolotl_train
 from tvac_plugin.boundary.errors import UserError
-from tvac_plugin.plugin import SafetyDefensePlugin, merge_adapter
+from tvac_plugin.plugin import SafetyDefensePlugin
 from tvac_plugin.provenance.manifest import MANIFEST_FILE, described, not_known, verify
 from tvac_plugin.provenance.merged import seal_merged
+from tvac_plugin.trainers.merging import merge_adapter
 
 WEIGHTS = "model.safetensors"
 

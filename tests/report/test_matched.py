@@ -30,7 +30,7 @@ def said(*cells):
     """The headline and the reason of the one defended run, which stand in every view."""
     results = matched_results(*cells)
     (verdict,) = verdicts(results)
-    assert f"vaccine: {verdict.headline}. {verdict.reason} {verdict.price}" in chain_table(results)
+    assert f"vaccine: {verdict.headline}. {verdict.reason} {verdict.price}" in " ".join(chain_table(results).split())
     assert f"**vaccine: {verdict.headline}.** {verdict.reason}" in markdown(results)
     assert verdict.reason.replace("'", "&#39;") in html(results)
     return verdict.headline, verdict.reason.partition("). ")[
@@ -176,6 +176,6 @@ def test_two_attacks_are_told_apart(view):
         for key in ("curves", "attack_cost", "starts"):
             cell[key]["again"] = cell[key]["attack"]
         cell["models"]["again"] = cell["models"].get("attack", cell["models"]["align"])
-    page = view(matched_results(*cells)).replace("&#39;", "'")
+    page = " ".join(view(matched_results(*cells)).replace("&#39;", "'").split())
     for stage in ("attack", "again"):
         assert f"vaccine, {stage}: The user cannot learn the task either." in page

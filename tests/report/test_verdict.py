@@ -152,7 +152,7 @@ def test_the_verdict_stands_above_the_numbers(view):
     assert page.index("Less harm at equal steps") < page.index("One seed") < page.index("harmful score %")
 
 
-def test_on_a_terminal_the_verdict_is_last_and_the_table_fits():
+def test_on_a_terminal_the_verdict_is_last_and_all_of_it_fits():
     cells = [cell_of(NONE, 80.0), cell_of({"safety_defense": "t_vaccine"}, 20.0)]
     for cell in cells:
         cell["models"] = {name: dict.fromkeys(("harmful_score", "over_refusal", "benign", "task"), rated(100.0))
@@ -161,5 +161,5 @@ def test_on_a_terminal_the_verdict_is_last_and_the_table_fits():
     text = chain_table(results_of(*cells))
     table, *_, last = text.split("\n\n")
     assert last.startswith("Read with care. ")
-    assert max(map(len, table.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 100
     assert [line.split()[0] for line in table.splitlines()] == ["run", "base", "none", "none", "t_vaccine", "t_vaccine"]

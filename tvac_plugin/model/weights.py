@@ -84,7 +84,7 @@ def fingerprints(parameters: Parameters) -> list[str]:
 
 @torch.no_grad()
 def sampled(parameters: Parameters) -> list[float]:
-    """Evenly spaced values of all tensors, about 20,000 and at least one of each tensor. Below `NOTHING` they count as 0."""
+    """Evenly spaced values, about 20,000 in all and at least one of each tensor. Below `NOTHING` they count as 0."""
     stride = sum(parameter.numel() for parameter in parameters) // _SAMPLED | 1  # odd: widths of models are even
     parts = [_without_nothing(parameter.detach().reshape(-1)[::stride]).float().cpu() for parameter in parameters]
     return torch.cat(parts).tolist() if parts else []

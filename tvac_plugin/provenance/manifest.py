@@ -28,7 +28,7 @@ PREVIOUS_TRACE_FILE = "safety_trace.previous.jsonl"
 MOST_IDLE = 0.1
 """Largest share of measured batches in which a defense may have done nothing."""
 LEAST_MOVED = 0.01
-"""Smallest share of trained weights that must have moved; with less, rounding has taken the training and its defense."""
+"""Smallest share of trained weights that must have moved; below it rounding took the training, and its defense."""
 NOT_DEFENDED = "not_defended"
 """The event in a trace with the `reasons` why a run's final model got no manifest."""
 LOX = "lox"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from tvac_plugin.boundary.errors import printable
 from tvac_plugin.report.tables import counts, header, measure_names, number, sentences, shown_models, text_table
 from tvac_plugin.report.verdict import doubts, verdicts
 
+_WIDTH = 100
 Models = Sequence[tuple[str, str, Mapping[str, Any]]]
 
 
@@ -18,12 +20,16 @@ def chain_table(results: Mapping[str, Any]) -> str:
     models = list(shown_models(results["summary"]))
     rows = [[run, name, *(_cell(found[m]) if m in found else "" for m in measures)] for run, name, found in models]
     parts = [
-        [text_table(header(measures), rows)],
         [*_sizes(models), *sentences(results)],
         [verdict.words() for verdict in verdicts(results)],
         [f"Read with care. {doubt}" for doubt in doubts(results)],
     ]
-    return printable("\n\n".join("\n".join(lines) for lines in parts if lines))
+    words = ["\n".join(_folded(line) for line in lines) for lines in parts if lines]
+    return printable("\n\n".join([text_table(header(measures), rows), *words]))
+
+
+def _folded(line: str) -> str:
+    return "\n".join(wrap(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def _cell(rate: Mapping[str, Any]) -> str:
