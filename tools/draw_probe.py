@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()]
     found = {score: probe(model, batch_of(rows, tokenizer), score) for score in SCORES}
     for score, values in found.items():
-        print(f"{score}: {' '.join(f'{value:.3f}' for value in values)}")
+        sys.stdout.write(f"{score}: {' '.join(f'{value:.3f}' for value in values)}\n")
     options.figure.write_text(figure(found), encoding="utf-8")
 
 
