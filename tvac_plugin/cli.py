@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shlex
+import warnings
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tvac_plugin.recipes.reading import foreign_code, kind_problems, read_recipe
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 _JSON_FILE = click.option("--output", type=click.Path(path_type=Path), help="Write it as JSON into this file too.")
+
+_NOISY_IMPORTS = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 class _Commands(click.Group):
@@ -39,6 +43,15 @@ def tvac(debug: bool) -> None:
     """Defenses against harmful fine-tuning."""
     # Axolotl's telemetry reports the text of errors, and an error about data may quote them.
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+    if not debug:
+        _silence_imports()
+
+
+def _silence_imports() -> None:
+    """Keeps back what libraries say of kernels that they cannot load here and that no command needs."""
+    for name in _NOISY_IMPORTS:
+        getLogger(name).setLevel(ERROR)
+        warnings.filterwarnings("ignore", module=name.replace(".", r"\."))
 
 
 tvac.add_command(bench)

@@ -22,6 +22,7 @@ from tvac_plugin.check import check_recipe
 from tvac_plugin.cli import tvac
 from tvac_plugin.evaluation.prompts import load_prompts
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
+from tvac_plugin.provenance.manifest import verify
 from tvac_plugin.recipes.reading import read_recipe
 from tvac_plugin.starter.material import Given
 from tvac_plugin.starter.writing import start_chain
@@ -187,15 +188,20 @@ def test_unusable_rows_are_named(desk, text, message):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_the_chain_that_was_written_runs_to_a_verdict(desk):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_chain_that_was_written_runs_to_a_verdict(desk, shape):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in (
-        ["init", "lora.yml", "--harmful", "ws/harmful.jsonl", "--judge", "answers"],
-        ["check", "lora_defended/align.yml"],
-        ["run", "lora_defended/chain.yml"],
+        ["init", f"{shape}.yml", "--harmful", "ws/harmful.jsonl", "--judge", "answers"],
+        ["check", f"{shape}_defended/align.yml"],
+        ["run", f"{shape}_defended/chain.yml"],
     ):
         done = subprocess.run(
-            ["axolotl", "tvac", *command], cwd=desk, env=environment, capture_output=True, text=True, check=False
+            ["tvac", *command], cwd=desk, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert (desk / "outputs" / "lora-out-chain" / "report.html").is_file()
+        assert command[0] == "run" or "Failed to load" not in done.stderr
+    (report,) = (desk / "outputs").glob("*-chain/report.html")
+    assert "t_vaccine" in report.read_text()
+    (manifest,) = desk.glob("outputs/*-chain/jobs/align-safety_defense=t_vaccine/out/safety_defense.json")
+    assert verify(manifest.parent)["defended_steps"]
