@@ -12,7 +12,8 @@ from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_bat
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
-from tvac_plugin.defenses import Lisa, TVaccine, Vaccine
+from tvac_plugin.configs.unlearning import BoosterConfig
+from tvac_plugin.defenses import Booster, Lisa, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 
 RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
@@ -68,3 +69,14 @@ def test_lisa_changes_the_weights_as_the_published_code_does():
                     parameter.grad = None
     changes = {name: p - first[name] for name, p in model.named_parameters() if name in first}
     assert_digest(digest(changes), expected["changes"])
+
+
+def test_booster_trains_as_the_published_code_does():
+    expected, model = RECORDED["booster"], deep_model().double()
+    config = BoosterConfig(**{key: expected[key] for key in ("regularizer_scale", "harmful_step_size")})
+    host = WatchedHost(model, {"harmful": [formula_batch(40)]})
+    report = Booster(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
+    for name in ("harmful_loss", "harmful_loss_after_step"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
