@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_batch
+from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_batch, formula_noise, formula_pair
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
-from tvac_plugin.configs.unlearning import BoosterConfig
-from tvac_plugin.defenses import Booster, Lisa, TVaccine, Vaccine
+from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig
+from tvac_plugin.defenses import Booster, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 
 RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
@@ -77,6 +78,19 @@ def test_booster_trains_as_the_published_code_does():
     host = WatchedHost(model, {"harmful": [formula_batch(40)]})
     report = Booster(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
     for name in ("harmful_loss", "harmful_loss_after_step"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_rep_noise_trains_as_the_published_code_does(monkeypatch):
+    expected, model, draws = RECORDED["rep_noise"], deep_model().double(), itertools.count()
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: formula_noise(next(draws), shape))
+    config = RepNoiseConfig(alpha=expected["alpha"], beta=expected["beta"])
+    host = WatchedHost(model, {"pairs": [formula_pair(60)]})
+    report = RepNoise(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
+    assert next(draws) == NUM_LAYERS
+    for name in ("refusal_loss", "noise_loss", "harmful_loss"):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])

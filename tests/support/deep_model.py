@@ -36,6 +36,20 @@ def formula_batch(number: int, *, rows: int = 3, length: int = 8, prompt: int = 
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
+def formula_pair(number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two answers to the prompts of the `number`-th batch, which share two tokens."""
+    first, second = formula_batch(number), formula_batch(number + 2)
+    is_prompt = first["labels"] == -100
+    second["input_ids"] = torch.where(is_prompt, first["input_ids"], second["input_ids"])
+    return first, second
+
+
+def formula_noise(number: int, shape: torch.Size) -> Tensor:
+    """The `number`-th draw in place of a normal one, in float64."""
+    count = torch.arange(shape.numel(), dtype=torch.float64)
+    return (1.4 * torch.sin(0.73 * (count + 1) * (count + number + 2))).reshape(shape)
+
+
 def digest(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """For the attention and the MLP of each layer: the L2 norm of its tensors, and their sum weighted by cosines.
 
