@@ -8,20 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
-from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_batch, formula_noise, formula_pair
+from tests.support.deep_model import (
+    NUM_LAYERS,
+    deep_checkpoint,
+    deep_model,
+    digest,
+    formula_batch,
+    formula_noise,
+    formula_pair,
+)
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig
 from tvac_plugin.defenses import Booster, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
+from tvac_plugin.lox import apply_lox
 
 RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
 
 
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def changes(before, after):
+    """Of the tensors that changed, by how much."""
+    return {name: after[name].double() - old.double() for name, old in before.items() if not after[name].equal(old)}
 
 
 def assert_digest(found, expected):
@@ -94,3 +110,25 @@ def test_rep_noise_trains_as_the_published_code_does(monkeypatch):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_lox_changes_a_checkpoint_as_the_published_code_does(tmp_path):
+    expected, (base, aligned, output) = RECORDED["lox"], (tmp_path / name for name in ("base", "aligned", "output"))
+    deep_checkpoint(aligned=False).save_pretrained(base)
+    deep_checkpoint(aligned=True).save_pretrained(aligned)
+    apply_lox(aligned, output, rank=expected["rank"], coefficient=expected["coefficient"], base=base)
+    found = changes(*(load_file(folder / "model.safetensors") for folder in (aligned, output)))
+    assert {"lm_head.weight", "model.embed_tokens"} < expected["changes"].keys()
+    assert all(change.ndim == 2 for change in found.values())
+    assert_digest(digest(found), expected["changes"])
+
+
+def test_lox_changes_what_an_adapter_adds_up_to_as_the_published_code_does(tmp_path):
+    expected, model = RECORDED["lox_of_adapter"], deep_model()
+    model.save_pretrained(tmp_path / "aligned", save_embedding_layers=False)
+    settings = {name: expected[name] for name in ("rank", "coefficient")}
+    apply_lox(tmp_path / "aligned", tmp_path / "output", **settings)
+    after = PeftModel.from_pretrained(model.unload(), str(tmp_path / "output")).merge_and_unload()
+    assert len(expected["changes"]) == 2 * NUM_LAYERS
+    found = changes(deep_model().merge_and_unload().state_dict(), after.state_dict())
+    assert_digest(digest(found), expected["changes"])
