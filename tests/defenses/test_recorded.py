@@ -1,4 +1,4 @@
-"""Steps of 28 layers against numbers that the authors' own classes gave; `recorded.json` says how they were made."""
+"""Steps of 28 layers against numbers that the authors' own code gave; `recorded.json` says how they were made."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.support.deep_model import (
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
-from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig
-from tvac_plugin.defenses import Booster, Lisa, RepNoise, TVaccine, Vaccine
+from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
+from tvac_plugin.defenses import TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 from tvac_plugin.lox import apply_lox
 
@@ -108,6 +108,27 @@ def test_rep_noise_trains_as_the_published_code_does(monkeypatch):
     assert next(draws) == NUM_LAYERS
     for name in ("refusal_loss", "noise_loss", "harmful_loss"):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+@pytest.mark.parametrize("name", ["tar", "tar_with_switch"])
+def test_tar_trains_as_the_published_code_does(name):
+    expected, model = RECORDED[name], deep_model().double()
+    config, switches = TARConfig(**expected["settings"]), name == "tar_with_switch"
+    streams = {"adversary": [formula_batch(200 + k) for k in range(config.inner_steps)]}
+    streams["tamper"] = [formula_pair(70) if config.tamper_loss == "dpo" else formula_batch(70)]
+    if switches:
+        streams["benign"] = [formula_batch(300 + k) for k in range(expected["benign_steps"])]
+        streams["retain"] = [formula_batch(77)]
+    defense = TAR(config, model, seed=1)
+    with torch.no_grad():
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight *= expected["weights_times"]
+    report = defense.step(WatchedHost(model, streams), formula_batch(0), Position(step=0, starts_step=True))
+    retained = report.losses["retain_loss"] + (0 if switches else report.loss)  # x_r is the alignment batch
+    assert retained.item() == pytest.approx(expected["retain_loss"], rel=1e-5)
+    assert report.losses["tamper_loss"].item() == pytest.approx(expected["tamper_losses"][-1], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])
 
