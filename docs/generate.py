@@ -15,6 +15,7 @@ from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.configs.refusals import REFUSALS
 from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.protocols import PROTOCOLS
 from tvac_plugin.evaluation.recipe import Accuracy, EvaluateRecipe, Judged, PromptSource, Retention
 
 ROOT = Path(__file__).parent.parent
@@ -55,8 +56,21 @@ def chains_page() -> str:
     return "\n".join([
         "# Keys of evaluations and chains\n\nUnknown keys are refused.\nThis page is written by `make docs`.",
         *(_block(title, block) for title, block in blocks.items()),
+        f"\n## Protocols\n\nWhat `protocol:` sets.\n\n{_protocols()}",
         f"\n## Judges\n\n| judge | weights | threshold | note |\n|---|---|---|---|\n{judges}\n",
     ])  # fmt: skip
+
+
+def _protocols() -> str:
+    rows = "\n".join(
+        f"| `{name}` | {'all' if entry.only is None else 'unsafe'}, the first {entry.num_prompts:,} | "
+        f"{entry.max_new_tokens} | {entry.limit:,} | {entry.source} |"
+        for name, entry in PROTOCOLS.items()
+    )
+    return (
+        "| `protocol:` | rows of BeaverTails' `30k_test` | tokens of an answer | items of a task | read in |\n"
+        f"|---|---|---|---|---|\n{rows}\n"
+    )
 
 
 def _block(title: str, block: Any) -> str:

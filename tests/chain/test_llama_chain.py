@@ -49,6 +49,7 @@ def swaps(workspace, folder):
         f"attack.simulated_user.disjoint_from={entry(beaver, 'beavertails_refusals', 'train[:15]')}",
         "attack.simulated_user.num_samples=20",
         "attack.save_steps=1",
+        "judge.protocol=null",
         f"judge.harmful_score={{judge: keyword, prompts: {prompts}, max_new_tokens: 4}}",
         f"judge.over_refusal={{judge: keyword, prompts: {prompts}, max_new_tokens: 4}}",
         f"judge.accuracy={{sst2: {{prompts: {{path: {workspace.root / 'alignment.jsonl'}}}, max_new_tokens: 4}}}}",

@@ -1,25 +1,43 @@
-"""Steps of 28 layers against numbers that the authors' own classes gave; `recorded.json` says how they were made."""
+"""Steps of 28 layers against numbers that the authors' own code gave; `recorded.json` says how they were made."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
-from tests.support.deep_model import NUM_LAYERS, deep_model, digest, formula_batch
+from tests.support.deep_model import (
+    NUM_LAYERS,
+    deep_checkpoint,
+    deep_model,
+    digest,
+    formula_batch,
+    formula_noise,
+    formula_pair,
+)
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
-from tvac_plugin.defenses import Lisa, TVaccine, Vaccine
+from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
+from tvac_plugin.defenses import TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
+from tvac_plugin.lox import apply_lox
 
 RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
 
 
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def changes(before, after):
+    """Of the tensors that changed, by how much."""
+    return {name: after[name].double() - old.double() for name, old in before.items() if not after[name].equal(old)}
 
 
 def assert_digest(found, expected):
@@ -68,3 +86,70 @@ def test_lisa_changes_the_weights_as_the_published_code_does():
                     parameter.grad = None
     changes = {name: p - first[name] for name, p in model.named_parameters() if name in first}
     assert_digest(digest(changes), expected["changes"])
+
+
+def test_booster_trains_as_the_published_code_does():
+    expected, model = RECORDED["booster"], deep_model().double()
+    config = BoosterConfig(**{key: expected[key] for key in ("regularizer_scale", "harmful_step_size")})
+    host = WatchedHost(model, {"harmful": [formula_batch(40)]})
+    report = Booster(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
+    for name in ("harmful_loss", "harmful_loss_after_step"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_rep_noise_trains_as_the_published_code_does(monkeypatch):
+    expected, model, draws = RECORDED["rep_noise"], deep_model().double(), itertools.count()
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: formula_noise(next(draws), shape))
+    config = RepNoiseConfig(alpha=expected["alpha"], beta=expected["beta"])
+    host = WatchedHost(model, {"pairs": [formula_pair(60)]})
+    report = RepNoise(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
+    assert next(draws) == NUM_LAYERS
+    for name in ("refusal_loss", "noise_loss", "harmful_loss"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+@pytest.mark.parametrize("name", ["tar", "tar_with_switch"])
+def test_tar_trains_as_the_published_code_does(name):
+    expected, model = RECORDED[name], deep_model().double()
+    config, switches = TARConfig(**expected["settings"]), name == "tar_with_switch"
+    streams = {"adversary": [formula_batch(200 + k) for k in range(config.inner_steps)]}
+    streams["tamper"] = [formula_pair(70) if config.tamper_loss == "dpo" else formula_batch(70)]
+    if switches:
+        streams["benign"] = [formula_batch(300 + k) for k in range(expected["benign_steps"])]
+        streams["retain"] = [formula_batch(77)]
+    defense = TAR(config, model, seed=1)
+    with torch.no_grad():
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight *= expected["weights_times"]
+    report = defense.step(WatchedHost(model, streams), formula_batch(0), Position(step=0, starts_step=True))
+    retained = report.losses["retain_loss"] + (0 if switches else report.loss)  # x_r is the alignment batch
+    assert retained.item() == pytest.approx(expected["retain_loss"], rel=1e-5)
+    assert report.losses["tamper_loss"].item() == pytest.approx(expected["tamper_losses"][-1], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_lox_changes_a_checkpoint_as_the_published_code_does(tmp_path):
+    expected, (base, aligned, output) = RECORDED["lox"], (tmp_path / name for name in ("base", "aligned", "output"))
+    deep_checkpoint(aligned=False).save_pretrained(base)
+    deep_checkpoint(aligned=True).save_pretrained(aligned)
+    apply_lox(aligned, output, rank=expected["rank"], coefficient=expected["coefficient"], base=base)
+    found = changes(*(load_file(folder / "model.safetensors") for folder in (aligned, output)))
+    assert {"lm_head.weight", "model.embed_tokens"} < expected["changes"].keys()
+    assert all(change.ndim == 2 for change in found.values())
+    assert_digest(digest(found), expected["changes"])
+
+
+def test_lox_changes_what_an_adapter_adds_up_to_as_the_published_code_does(tmp_path):
+    expected, model = RECORDED["lox_of_adapter"], deep_model()
+    model.save_pretrained(tmp_path / "aligned", save_embedding_layers=False)
+    settings = {name: expected[name] for name in ("rank", "coefficient")}
+    apply_lox(tmp_path / "aligned", tmp_path / "output", **settings)
+    after = PeftModel.from_pretrained(model.unload(), str(tmp_path / "output")).merge_and_unload()
+    assert len(expected["changes"]) == 2 * NUM_LAYERS
+    found = changes(deep_model().merge_and_unload().state_dict(), after.state_dict())
+    assert_digest(digest(found), expected["changes"])

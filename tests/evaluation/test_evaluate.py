@@ -232,6 +232,7 @@ def test_prompts_are_filtered_unique_and_limited(tmp_path):
 
     assert load(only={"is_safe": False}, num_prompts=2) == ["a", "c"]
     assert load() == ["a", "b", "c", "d"]
+    assert load(only={"is_safe": False}, num_prompts=3, keep_repeats=True) == ["a", "a", "c"]
     with pytest.raises(ValueError, match="has no prompt that fits"):
         load(only={"is_safe": "maybe"})
     with pytest.raises(ValueError, match="no column `messages`. Set `field:` to one of: prompt, is_safe"):

@@ -33,7 +33,7 @@ class Prompt(NamedTuple):
 def load_prompts(
     source: PromptSource, *, key: str = "prompts", need_reference: bool = False, need_column: str | None = None
 ) -> list[Prompt]:
-    """Loads the different prompts of a source, in its order.
+    """Loads the different prompts of a source in its order, or with `keep_repeats` those of all its rows.
 
     Args:
         source: Where they are.
@@ -44,7 +44,7 @@ def load_prompts(
     Raises:
         UserError: The file or a column is missing, a row is not a prompt, or no prompt is left.
     """
-    prompts: dict[str, Prompt] = {}
+    prompts: dict[str | int, Prompt] = {}
     try:
         for row in _rows(source):
             if not isinstance(row.value, Mapping):
@@ -54,7 +54,7 @@ def load_prompts(
             prompt = _prompt(row, source)
             if need_reference and not (prompt.reference or "").strip():
                 raise UserError(f"{row.place} has no answer to compare with. Add an assistant's message to it.")
-            prompts.setdefault(prompt.text, prompt)
+            prompts.setdefault(len(prompts) if source.keep_repeats else prompt.text, prompt)
             if len(prompts) == source.num_prompts:
                 break
     except UserError as error:

@@ -10,6 +10,7 @@ from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
 from tvac_plugin.boundary.paths import FileName, Folder
 from tvac_plugin.configs.base import Block
 from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.protocols import ProtocolName, with_protocol
 
 PromptFormat = Literal["chat_template", "alpaca"]
 
@@ -32,6 +33,11 @@ class PromptSource(Block):
     )
     num_prompts: int = Field(
         default=500, ge=1, description="At most so many different prompts, the first ones. Default 500, as in papers."
+    )
+    keep_repeats: bool = Field(
+        default=False,
+        description="Count rows instead of different prompts, as published scripts do: a prompt that several rows ask "
+        "is asked as often. Default False.",
     )
 
 
@@ -111,6 +117,11 @@ class EvaluateRecipe(Block):
     retention: Retention | None = Field(
         default=None, description="Loss per token of benign answers, as a ratio to that of the model before alignment."
     )
+    protocol: ProtocolName | None = Field(
+        default=None,
+        description="Whose evaluation to follow in the rows of `harmful_score`, the length of answers to them, and the "
+        "items of the papers' tasks. It sets these keys; one that says something else is refused. Default: absent.",
+    )
     prompt_format: PromptFormat = Field(
         default="chat_template",
         description="How a prompt is put to the models: the tokenizer's own template, or Alpaca's. Use what they were "
@@ -130,6 +141,11 @@ class EvaluateRecipe(Block):
         "in. Default: absent.",
     )
     output_dir: Folder = Field(description="Where answers and results go.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_protocol(cls, values: Any) -> Any:
+        return with_protocol(values) if isinstance(values, dict) else values
 
     @field_validator("accuracy")
     @classmethod
