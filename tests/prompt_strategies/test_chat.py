@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import AddedToken
+from axolotl.utils.dict import DictDefault
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from tests.prompt_strategies.test_strategies import ROWS, tokenized, tokenizer
 from tvac_plugin.data.fingerprints import prompt_keys
+from tvac_plugin.prompt_strategies.chat_beavertails_refusals import load
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}> {{ message['content'] }} TURN {% endfor %}"
@@ -68,3 +73,26 @@ def test_refusals_and_answers_are_of_the_same_prompts(tmp_path):
 def test_rows_of_another_shape_are_refused(tmp_path, kind, row, message):
     with pytest.raises(ValueError, match=message):
         texts(tmp_path, kind, [row])
+
+
+FAMILIES = [
+    ("llama3", "<|begin_of_text|>", "<|eot_id|>", None, ["<|start_header_id|>", "<|end_header_id|>"]),
+    ("qwen3", None, "<|im_end|>", None, ["<|im_start|>"]),
+    ("mistral_v2v3", "<s>", "</s>", None, ["[INST]", "[/INST]"]),
+    ("gemma", "<bos>", "<eos>", ["<end_of_turn>"], ["<start_of_turn>", "<end_of_turn>"]),
+]
+
+
+@pytest.mark.parametrize(("template", "bos", "eos", "eot_tokens", "others"), FAMILIES, ids=[f[0] for f in FAMILIES])
+def test_with_the_templates_of_the_recipes_families_the_answer_and_its_end_are_trained(
+    template, bos, eos, eot_tokens, others
+):
+    letters = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    letters.pre_tokenizer, letters.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    reads = PreTrainedTokenizerFast(tokenizer_object=letters, bos_token=bos, eos_token=eos, pad_token="<pad>")
+    reads.add_tokens([AddedToken(other, special=True) for other in others])
+    cfg = DictDefault(chat_template=template, sequence_len=256, train_on_inputs=False, eot_tokens=eot_tokens)
+    row = load(reads, cfg).tokenize_prompt(ROWS[0])
+    seen, labelled = reads.decode(row["input_ids"]), reads.decode([t for t in row["labels"] if t != -100])
+    assert labelled == "I will not" + (eot_tokens or [eos])[0]
+    assert ("<think>\n\n</think>" in seen) == (template == "qwen3")
