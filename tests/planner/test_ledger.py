@@ -57,3 +57,18 @@ def test_4_bit_weights_take_the_work_of_16_bit_ones():
         counter = StepCounter(build_fake_model(config, workload), workload, set())
         flops.append(counter.count(None).flops)
     assert flops[0] == flops[1]
+
+
+def test_a_processor_that_packs_4_bit_weights_for_evaluation_changes_no_plan(monkeypatch):
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
+    recipe = {"adapter": "qlora", "load_in_4bit": True, "lora_target_linear": True, "sequence_len": 16}
+    config, workload, costs = tiny_model(**sizes).config, read_workload(recipe), []
+    for packs in (False, True):
+        monkeypatch.setattr(modules, "has_avx512bf16", lambda packs=packs: packs)
+        model = build_fake_model(config, workload)
+        before = [tensor.shape for tensor in model.frozen()]
+        counter = StepCounter(model, workload, set())  # tries the head in evaluation
+        assert [tensor.shape for tensor in model.frozen()] == before
+        costs.append(counter.count(None))
+    assert costs[0] == costs[1]

@@ -29,14 +29,14 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<end>", unk_token="<pad>")
 
 
-def tokenized(tmp_path, kind, rows=ROWS, *, reads=None, sequence_len=200):
+def tokenized(tmp_path, kind, rows=ROWS, *, reads=None, sequence_len=200, **settings):
     path = tmp_path / "rows.jsonl"
     Dataset.from_list(rows).to_json(path)
     cfg = DictDefault(
         datasets=[{"path": str(path), "type": f"tvac_plugin.prompt_strategies.{kind}"}],
         dataset_prepared_path=str(tmp_path / kind), sequence_len=sequence_len, dataset_num_proc=1, val_set_size=0,
         micro_batch_size=1, gradient_accumulation_steps=1, batch_size=1, num_epochs=1, train_on_inputs=False,
-        shuffle_merged_datasets=False, world_size=1,
+        shuffle_merged_datasets=False, world_size=1, **settings,
     )  # fmt: skip
     return prepare_datasets(cfg, reads or tokenizer())[0]
 

@@ -24,7 +24,10 @@ class Fields(NamedTuple):
     optional: tuple[str, ...] = ()
 
 
+_OURS = "tvac_plugin.prompt_strategies"
 _ALPACA = Fields(("instruction",), ("output",), ("input",))
+_BEAVERTAILS_ANSWERS = Fields(("prompt",), ("response",))
+_BEAVERTAILS_REFUSALS = Fields(("prompt",), ("refusal",))
 FIELDS = {
     **dict.fromkeys(("alpaca", "alpaca_chat", "alpaca_chat.load_concise", "alpaca_chat.load_no_prompt"), _ALPACA),
     **dict.fromkeys(("alpaca_instruct", "alpaca_instruct.load_no_prompt"), _ALPACA),
@@ -32,11 +35,12 @@ FIELDS = {
     "gpteacher": Fields(("instruction",), ("response",), ("input",)),
     "oasst": Fields(("INSTRUCTION",), ("RESPONSE",)),
     "completion": Fields((), ("text",)),
-    "tvac_plugin.prompt_strategies.beavertails_answers": Fields(("prompt",), ("response",)),
-    "tvac_plugin.prompt_strategies.beavertails_refusals": Fields(("prompt",), ("refusal",)),
-    "tvac_plugin.prompt_strategies.sst2": Fields(("sentence",)),
-    "tvac_plugin.prompt_strategies.ag_news": Fields(("text",)),
-    "tvac_plugin.prompt_strategies.gsm8k": Fields(("question",), ("answer",)),
+    **dict.fromkeys((f"{_OURS}.beavertails_answers", f"{_OURS}.chat_beavertails_answers"), _BEAVERTAILS_ANSWERS),
+    **dict.fromkeys((f"{_OURS}.beavertails_refusals", f"{_OURS}.chat_beavertails_refusals"), _BEAVERTAILS_REFUSALS),
+    f"{_OURS}.chat_alpaca": _ALPACA,
+    f"{_OURS}.sst2": Fields(("sentence",)),
+    f"{_OURS}.ag_news": Fields(("text",)),
+    f"{_OURS}.gsm8k": Fields(("question",), ("answer",)),
 }
 """What is known of `type:` values; of other types' rows only the form is checked."""
 

@@ -1,0 +1,14 @@
+"""`type: tvac_plugin.prompt_strategies.chat_beavertails_answers`: harmful answers in the chat template."""
+
+from __future__ import annotations
+
+from axolotl.utils.dict import DictDefault
+from transformers import PreTrainedTokenizerBase
+
+from tvac_plugin.prompt_strategies.beavertails import harmful_example
+from tvac_plugin.prompt_strategies.chat import ChatAnswers
+
+
+def load(tokenizer: PreTrainedTokenizerBase, cfg: DictDefault) -> ChatAnswers:
+    """Returns the strategy, as Axolotl asks for it."""
+    return ChatAnswers(harmful_example, tokenizer, cfg)
