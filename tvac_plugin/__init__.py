@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tvac_plugin.plugin import SafetyDefensePlugin as SafetyDefensePlugin
     from tvac_plugin.trainers.sft import SafetyDefenseSFTTrainer as SafetyDefenseSFTTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SafetyDefensePlugin", "SafetyDefenseSFTTrainer", "TVaccineConfig", "VaccineConfig"]
 
 _HOMES = {
