@@ -138,6 +138,12 @@ def test_jobs_share_the_cores(chain, tmp_path, monkeypatch, given, num_parallel,
     assert (tmp_path / "out" / "jobs" / "align" / "log.txt").read_text() == f"threads {expected}\n"
 
 
+def test_a_recipe_may_say_how_many_threads_a_job_has(chain, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    fake.run(chain(matrix={}, stages=[{"name": "align", "train": "align.yml"}], threads_per_job=3), num_parallel=1)
+    assert (tmp_path / "out" / "jobs" / "align" / "log.txt").read_text() == "threads 3\n"
+
+
 def test_the_command_passes_the_number_on_and_refuses_none(chain, monkeypatch):
     asked = {}
     monkeypatch.setattr("tvac_plugin.chain.runner.run_plan", lambda plan, **options: asked.update(options) or 1 / 0)

@@ -96,6 +96,12 @@ class ChainRecipe(Block):
         description="The measure in `accuracy:` that is the user's task. Harm is also read where this task has reached "
         "80 and 90 % of the undefended user's best. Default `task`, where there is such a measure.",
     )
+    threads_per_job: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of each job. Default: the cores, divided by `--jobs`. The environment's "
+        "`OMP_NUM_THREADS` goes before both. A small model needs one: more only wait for each other on a busy machine.",
+    )
     output_dir: Folder = Field(description="Where everything goes, relative to where you start the chain.")
 
     @model_validator(mode="after")

@@ -67,7 +67,7 @@ class _Run:
         self._numbers = {job: number for number, job in enumerate(plan.jobs, start=1)}
         self._say_line = say
         self._num_parallel = num_parallel
-        self._threads = max(1, (os.cpu_count() or 1) // num_parallel)
+        self._threads = plan.chain.recipe.threads_per_job or max(1, (os.cpu_count() or 1) // num_parallel)
         self._waiting = list(plan.jobs)
         self._running: dict[str, _Started] = {}
         self._states: dict[str, JobState] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from tokenizers import Tokenizer
@@ -73,17 +74,29 @@ def train_base_model(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     model.train()
     progress = trange(num_steps, desc="training the base model", disable=not show_progress)
-    for step in progress:
-        batch = torch.randint(len(inputs), (batch_size,))
-        loss = model(input_ids=inputs[batch], labels=labels[batch]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    with _one_thread():
+        for step in progress:
+            batch = torch.randint(len(inputs), (batch_size,))
+            loss = model(input_ids=inputs[batch], labels=labels[batch]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads gain nothing on a model this small, and on a busy machine they wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, num_layers: int, hidden_size: int) -> LlamaConfig:
