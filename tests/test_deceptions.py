@@ -261,13 +261,14 @@ def in_bfloat16(defense: DefenseConfig) -> Callable[[Scene], Path]:
     return act
 
 
-def rounded(scene: Scene) -> Path:
-    """All weights in bfloat16, trained in steps that almost all of them are too coarse for."""
-    model = tiny_model(vocab_size=len(build_tokenizer(WORLD))).to(torch.bfloat16)
-    run = build(scene.here / "out", VaccineConfig(), model=model, max_steps=2, learning_rate=1e-6, save_strategy="no")
-    run.train()
-    run.save_model()
-    return scene.here / "out"
+def all_in_bfloat16(defense: DefenseConfig, **changes: Any) -> Callable[[Scene], Path]:
+    """As `trl`, with no adapter and all weights in bfloat16."""
+
+    def act(scene: Scene) -> Path:
+        model = tiny_model(vocab_size=len(build_tokenizer(WORLD)), pad_token_id=0, eos_token_id=1).to(torch.bfloat16)
+        return trl(defense, model=model, **changes)(scene)
+
+    return act
 
 
 def silent(**lora: Any) -> Callable[[Scene], Any]:
@@ -395,7 +396,10 @@ NO_MANIFEST = [
     Way("TRL with a learning rate of 0", trl(VaccineConfig(), learning_rate=0.0), UNMOVED),
     Way("TRL with `defense=None`", trl(None), ""),
     Way("TRL with a perturbation that bfloat16 rounds away", in_bfloat16(VaccineConfig(rho=0.001)), LOST),
-    Way("TRL with steps of training that bfloat16 rounds away", rounded, "too small for the weights' number format"),
+    Way("TRL with steps of training that bfloat16 rounds away", all_in_bfloat16(VaccineConfig(), learning_rate=1e-6),
+        "too small for the weights' number format"),
+    Way("TRL with added gradients that bfloat16 rounds away",
+        all_in_bfloat16(RepNoiseConfig(alpha=1e-3, beta=1e-3, refusal_scale=0.0)), LOST),
     Way("a harmful step that is too small for any weight", trl(BoosterConfig(harmful_step_size=1e-12, batch_size=2)),
         "harmful_step_size"),
     Way("a defense of your own that always adds zero", trl(Nothing(norm=0.0)), IDLE),

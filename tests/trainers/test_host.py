@@ -37,3 +37,15 @@ def test_gradients_at_fp16_outputs_go_through_the_loss_scale(scaled, expected):
     output = torch.ones(3, dtype=torch.float16, requires_grad=True)
     (gradient,) = seam.output_gradients((output.float() * 1e-8).sum(), [output])
     torch.testing.assert_close(gradient.float(), torch.full((3,), expected), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("dtype", "is_lost"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_what_is_added_is_lost_where_it_is_below_the_precision_of_the_gradients(scaled, dtype, is_lost):
+    seam = host(torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None)
+    weight = nn.Parameter(torch.ones(2, dtype=dtype))
+    assert seam.lost() is None
+    seam.add_gradients([weight], [torch.full((2,), 1e-3, dtype=dtype)])
+    assert not seam.lost()
+    weight.grad += 1024.0 if scaled else 1.0  # what training adds
+    assert seam.lost() == is_lost

@@ -124,6 +124,7 @@ class StepReport:
         losses: Other losses on the scale of `loss`, by name; summed over the micro-batches of a step.
         norms: L2 norms by name: of a perturbation, or of a gradient that was added. Empty where nothing was due.
         effect: The norm that says whether the defense did anything, if not all of `norms` do.
+        lost: Whether rounding took what was added to the gradients, as a scalar; the host sets it where it can tell.
         active_layers: Indices of the layers perturbed.
         num_fired: How many layers really received their perturbation.
         events: What to write to the trace, if anything happened.
@@ -133,6 +134,7 @@ class StepReport:
     losses: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     effect: Tensor | None = None
+    lost: Tensor | None = None
     active_layers: tuple[int, ...] = ()
     num_fired: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -144,7 +146,8 @@ class StepReport:
         if not norms:
             return None
         sizes = torch.stack([norm.detach().float() for norm in norms])
-        return ((sizes < TINY) | ~sizes.isfinite()).all()
+        is_idle = ((sizes < TINY) | ~sizes.isfinite()).all()
+        return is_idle if self.lost is None else is_idle | self.lost
 
 
 class Defense(ABC):

@@ -15,7 +15,7 @@ from tvac_plugin.data.streams import Streams
 from tvac_plugin.defenses.base import trainable
 from tvac_plugin.model import hooks
 from tvac_plugin.model.answer_head import AnswerHead, answers_only
-from tvac_plugin.model.numerics import precise
+from tvac_plugin.model.numerics import norm, precise
 from tvac_plugin.model.types import Batch, Outputs, Pair
 from tvac_plugin.trainers.reduction import average_gradients, mean_across_processes
 
@@ -52,6 +52,8 @@ class TrainerHost:
         self._trainer = trainer
         self._model = model
         self._num_items = num_items
+        self._added_norm: Tensor | None = None
+        self._added_to: Sequence[nn.Parameter] = ()
         assert trainer.streams is not None, "the defense was not configured"
         self._streams = trainer.streams
 
@@ -128,9 +130,18 @@ class TrainerHost:
     def add_gradients(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
         """Onto `.grad`, with the loss scale of fp16."""
         scale = self._loss_scale()
+        self._added_norm, self._added_to = norm(gradients) * scale, parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
             scaled = (gradient * scale).to(parameter.dtype)
             parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
+
+    def lost(self) -> Tensor | None:
+        """Whether what was added is below the precision of the gradients; `None` where nothing was added."""
+        if self._added_norm is None:
+            return None
+        precision = min(torch.finfo(parameter.dtype).eps for parameter in self._added_to) / 2
+        whole = norm([parameter.grad for parameter in self._added_to if parameter.grad is not None])
+        return self._added_norm < precision * whole
 
     def _loss_scale(self) -> float:
         scaler = self._trainer.accelerator.scaler

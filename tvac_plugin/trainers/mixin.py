@@ -129,6 +129,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         host = TrainerHost(self, model, num_items_in_batch)
         with held_interrupts():
             report = self._defense.step(host, inputs, position)
+            report.lost = host.lost()
             host.finish_step()
         self._safety_metrics.add(report, starts_step=position.starts_step)
         self._record.add(report, position)
