@@ -11,7 +11,11 @@ from tvac_plugin.recipes.reading import read_recipe
 
 FOLDER = Path(__file__).parent.parent.parent / "recipes"
 ROW = re.compile(r"^\| \[(?P<name>[\w/.]+\.yml)\]\((?P=name)\) \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
-OF_A_CHAIN = {"tiny world": r"_tiny\.yml$", "Llama-2-7B": r"_llama\.yml$", "SmolLM2-135M-Instruct": r"^english/"}
+OF_A_CHAIN = {
+    "tiny world": r"_tiny\.yml$",
+    "Llama-2-7B": r"_llama\.yml$|^papers/",
+    "SmolLM2-135M-Instruct": r"^english/",
+}
 """Names of the recipes that start from no model on the hub, by what the table calls their model."""
 ROWS = [match.groups() for match in ROW.finditer((FOLDER / "README.md").read_text())]
 
