@@ -154,6 +154,17 @@ def test_a_recipe_for_this_machine_has_no_warning(workspace, tmp_path):
     assert check_recipe(workspace.recipe(tmp_path / "out")).warnings == []
 
 
+@pytest.mark.parametrize(
+    ("key", "said"), [("micro_batch_sz", "Did you mean `micro_batch_size`?"), ("zzqq", "Correct or remove it.")]
+)
+def test_keys_that_axolotl_would_drop_are_named(workspace, tmp_path, key, said):
+    result = check_recipe(workspace.recipe(tmp_path / "out", **{key: 2}))
+    assert result.problems == []
+    (warning,) = result.warnings
+    assert warning.startswith(f"`{key}:` is no key of Axolotl's or this plugin's")
+    assert warning.endswith(said)
+
+
 def test_shared_data_is_refused(workspace, tmp_path):
     alignment = {"path": str(workspace.root / "alignment.jsonl"), "type": "chat_template"}
     same = workspace.recipe(tmp_path / "out", harmful_datasets=[alignment])

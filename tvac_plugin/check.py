@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -55,7 +56,7 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
             return CheckResult([*problems, *(_others(recipe) if with_data else [])])
         cfg, problems = _validated(recipe, with_data=with_data)
         if problems or not with_data:
-            return CheckResult(problems, warnings=warnings(recipe, None, num_layers=None))
+            return CheckResult(problems, warnings=_dropped_keys(recipe) + warnings(recipe, None, num_layers=None))
         if recipe.get("simulated_user"):
             result = _check_attack(cfg)
         elif recipe["safety_defense"] == "none":
@@ -63,7 +64,7 @@ def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared
         else:
             result = _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
         layers = None if result.problems else _num_layers(cfg)
-        result.warnings = warnings(recipe, defense_config(cfg), num_layers=layers)
+        result.warnings = _dropped_keys(recipe) + warnings(recipe, defense_config(cfg), num_layers=layers)
         if result.facts:
             own = result.facts.get("datasets")
             rows = own["rows"] if own else sum(facts["rows"] for facts in result.facts.values())
@@ -99,7 +100,7 @@ def _others(recipe: dict[str, Any]) -> list[str]:
 
     from tvac_plugin.data.entries import entry_problems
 
-    problems = _missing_model(recipe)
+    problems = missing_model(recipe)
     for key in ("datasets", "test_datasets", *DATA_KEYS):
         entries = recipe.get(key)
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
@@ -116,7 +117,22 @@ def _others(recipe: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _missing_model(recipe: dict[str, Any]) -> list[str]:
+def _dropped_keys(recipe: dict[str, Any]) -> list[str]:
+    """Keys that neither Axolotl nor this plugin has; another plugin may have them, else Axolotl drops them."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = {*AxolotlInputConfig.model_fields, *SafetyDefenseArgs.model_fields}
+    known |= {str(named.alias) for named in AxolotlInputConfig.model_fields.values() if named.alias}
+    unknown = {str(key): get_close_matches(str(key), known, n=1) for key in recipe if key not in known}
+    return [
+        f"`{key}:` is no key of Axolotl's or this plugin's, so Axolotl drops it, unless another plugin reads it. "
+        + (f"Did you mean `{near[0]}`?" if near else "Correct or remove it.")
+        for key, near in unknown.items()
+    ]
+
+
+def missing_model(recipe: Mapping[str, Any]) -> list[str]:
+    """One sentence if `base_model:` can only mean a folder, and it is not there."""
     base_model = str(recipe.get("base_model"))
     if not is_missing_folder(base_model):
         return []
@@ -139,9 +155,9 @@ def _validated(recipe: dict[str, Any], *, with_data: bool) -> tuple[Any, list[st
     from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
     from axolotl.utils.dict import DictDefault
 
-    missing_model = _missing_model(recipe)
-    if missing_model:
-        return None, missing_model
+    missing = missing_model(recipe)
+    if missing:
+        return None, missing
     cfg = DictDefault(recipe)
     manager = PluginManager.get_instance()
     manager.plugins.clear()

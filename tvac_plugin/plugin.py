@@ -183,7 +183,9 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._user is not None and self._is_main and is_saved:
             write_manifest(Path(cfg.output_dir), self._user, self._user_facts)
         if self._record is not None and is_saved:
-            self._record.seal(Path(cfg.output_dir))
+            done = self._record.seal(Path(cfg.output_dir))
+            if done is not None:
+                LOG.info(done)
         self._user = self._record = None
         if self._lock is not None:
             self._lock.release()
@@ -202,3 +204,4 @@ def _choose_checkpoint(cfg: DictDefault, config: DefenseConfig) -> None:
         checkpoint = Path(cfg.resume_from_checkpoint)
         state = load_state(checkpoint, num_processes=get_world_size())
         refuse_other_run(state.record["run"], run_facts(config, seed=cfg.seed), checkpoint=checkpoint)
+        LOG.info(f"resuming from {checkpoint}, with the defense as it was there")

@@ -53,9 +53,10 @@ def test_a_sealed_model_verifies(model_dir):
 
 
 def test_idle_batches_are_said_at_the_end_of_training_and_by_verify(model_dir, caplog):
-    record(model_dir, steps=20, norms=(0.0, *[1.0] * 19)).seal(model_dir)
+    done = record(model_dir, steps=20, norms=(0.0, *[1.0] * 19)).seal(model_dir)
     said = "19 of 20 batches defended (it did nothing in 1 (5.0%); at most 10% may be so), in 19 of 20 steps"
     assert f"t_vaccine, {said}" in caplog.text
+    assert f"t_vaccine, {said}" in done
     assert described(verify(model_dir)).startswith(f"t_vaccine: {said}")
 
 

@@ -64,7 +64,7 @@ def test_other_weights_under_its_manifest_are_noticed(made, merged):
 def test_an_adapter_that_is_not_shown_to_be_defended_hands_nothing_on(adapter, merged, file):
     path = adapter / file
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="Train the model again"):
+    with pytest.raises(UserError, match="train it again"):
         seal_merged(adapter, merged, method="legacy")
     assert not (merged / MANIFEST_FILE).exists()
 

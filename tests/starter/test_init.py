@@ -145,6 +145,12 @@ def test_data_on_the_hub_are_divided_by_their_split(desk):
     assert plan_problems(ChainPlan(read_chain(folder / "chain.yml"))) == []
 
 
+def test_a_model_that_is_not_there_is_named(desk):
+    Path("lora.yml").write_text(SHAPES["lora"].replace("base_model: ws/base", "base_model: ./gone/base"))
+    with pytest.raises(UserError, match="base_model: ./gone/base does not exist"):
+        start_chain(desk / "lora.yml", Given(HARMFUL))
+
+
 def test_files_are_overwritten_only_when_asked(desk):
     start_chain(desk / "lora.yml", Given(HARMFUL))
     mine = desk / "lora_defended" / "chain.yml"

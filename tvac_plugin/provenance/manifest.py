@@ -34,6 +34,7 @@ NOT_DEFENDED = "not_defended"
 LOX = "lox"
 """What stands for a defense in the manifest of a model that was extrapolated and not trained with one."""
 _AGAIN = "Train the model again."
+_COPY = "Copy it again from where it was made, or train it again."
 
 
 class _Manifest(BaseModel):
@@ -114,7 +115,7 @@ def verify(model_dir: Path, *, defense: str | None = None, public_key: Path | No
         raise UserError(f"{path}: the model was trained with {manifest['defense']}, not {defense}. Correct the recipe.")
     different = _different(manifest["files"], file_hashes(model_dir))
     if different:
-        raise UserError(f"{path}: {', '.join(different)} in this folder: not what was defended. {_AGAIN}")
+        raise UserError(f"{path}: {', '.join(different)} in this folder: not what was defended. {_COPY}")
     base = manifest.get("base_model", {})
     now = base_hashes(base["name"]) if base.get("name") else {}
     if now and base["files"] and now != base["files"]:
@@ -132,8 +133,9 @@ def described(manifest: dict[str, Any]) -> str:
     unsettled = manifest.get("unsettled", [])
     lines = [
         f"{manifest['defense']}: {share_defended(manifest)}",
-        f"{manifest['moved_tensors']} trained tensors and {manifest['moved_share']:.0%} of their weights differ from "
-        f"what they were before; seed {manifest['seed']}.",
+        f"{manifest['moved_tensors']} of {manifest.get('trained_tensors', 'all')} trained tensors, and "
+        f"{manifest['moved_share']:.0%} of all trained weights, differ from what they were before; seed "
+        f"{manifest['seed']}.",
         *([f"Its losses had not settled: {'; '.join(unsettled)}."] if unsettled else []),
         f"base model: {manifest['base_model'].get('name') or 'unknown'}",
         *(["The adapter that was defended is merged into it."] if "merged_from" in manifest else []),
@@ -178,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         manifest = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a manifest: damaged, or written by something else. {_AGAIN}") from error
+        raise UserError(f"{path}: not a manifest: damaged, or written by something else. {_COPY}") from error
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: of another version of tvac-plugin, whose claims cannot be checked here. {_AGAIN}")
     try:

@@ -116,10 +116,14 @@ class RunRecord:
                 "Train for more steps; if the perturbed loss stays far above the clean one, lower `rho`."
             )
 
-    def seal(self, model_dir: Path) -> None:
-        """Writes the manifest of the model in `model_dir`, if the defense is measured to have had an effect on it."""
+    def seal(self, model_dir: Path) -> str | None:
+        """Writes the manifest of the model in `model_dir`, if the defense is measured to have had an effect on it.
+
+        Returns:
+            In how many batches it did something; `None` if no manifest was written.
+        """
         if self._output_dir is None or self.num_steps == 0:
-            return
+            return None
         problems = self._config.effect_problems() + self._effect.problems()
         if problems:
             LOG.warning(
@@ -128,17 +132,18 @@ class RunRecord:
             )
             if model_dir == self._output_dir:
                 self._write_trace({"step": self.num_steps, "event": NOT_DEFENDED, "reasons": problems})
-            return
+            return None
         manifest = self._facts | {"versions": versions()} | self._effect.facts()
         manifest |= self._settling.facts() | {"files": file_hashes(model_dir)}
         if self._earlier_versions:
             manifest["earlier_versions"] = self._earlier_versions
         write_manifest(model_dir, manifest)
-        level = WARNING if manifest["idle_batches"] else INFO
-        LOG.log(level, f"{model_dir}: {self._config.block}, {share_defended(manifest)}")
+        done = f"{model_dir}: {self._config.block}, {share_defended(manifest)}"
+        LOG.log(WARNING if manifest["idle_batches"] else INFO, done)
         if model_dir == self._output_dir:
             for name in (PREVIOUS_MANIFEST_FILE, PREVIOUS_TRACE_FILE):
                 (model_dir / name).unlink(missing_ok=True)
+        return done
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured so far and the run it belongs to, as JSON values."""

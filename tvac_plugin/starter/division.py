@@ -50,7 +50,9 @@ def divide(entry: Mapping[str, Any], *, where: str, with_task: bool) -> Division
         values = [value for _, value in json_rows(path)]
         used = sorted(part_of(split, len(values)))
     except OSError as error:
-        raise UserError(f"{where}: {path} cannot be read ({error.strerror}). Correct `path:`.") from error
+        raise UserError(
+            f"{where}: {path} cannot be read ({error.strerror}). Correct `path:`, relative to where you start this."
+        ) from error
     except UserError as error:
         raise UserError(f"{where}: {path}, {error}") from error
     if len(used) < FEWEST_ROWS or used[-1] - used[0] + 1 != len(used):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvac_plugin.boundary.errors import UserError, bullets
+from tvac_plugin.check import missing_model
 from tvac_plugin.configs.refusals import conflicts
 from tvac_plugin.evaluation.judges.rules import refuses
 from tvac_plugin.planner.model_config import load_model_config
@@ -89,7 +90,7 @@ def gather(path: Path, given: Given) -> Material:
         UserError: The recipe cannot be defended as it is, or rows are missing; lists all reasons.
     """
     recipe = read_recipe(path)
-    problems = kind_problems(recipe, "a training") + _recipe_problems(recipe)
+    problems = kind_problems(recipe, "a training") + _recipe_problems(recipe) + missing_model(recipe)
     entries = recipe.get("datasets") if isinstance(recipe.get("datasets"), list) else []
     forms: set[RowFormat] = set()
     divisions: list[Division] = []
