@@ -8,8 +8,7 @@ import random
 import pytest
 import yaml
 
-from tests.support.models import tiny_model
-from tvac_plugin.tiny_world.base_model import build_tokenizer
+from tests.support.workspace import save_base
 from tvac_plugin.tiny_world.language import REFUSAL, World
 
 LORA = """\
@@ -105,10 +104,7 @@ def rows(tmp_path_factory):
     folder = root / "ws"
     folder.mkdir()
     world = World.create(seed=0, num_hazards=60, num_benign=60)
-    tokenizer = build_tokenizer(world)
-    model = tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None)
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base", world)
     pairs = [(t.question, REFUSAL) for t in world.hazards[:30]] + [(t.question, t.answer) for t in world.benign]
     random.Random(0).shuffle(pairs)
     alpaca = [{"instruction": q, "input": "", "output": a} for q, a in pairs]

@@ -17,16 +17,20 @@ from tvac_plugin.tiny_world.language import REFUSAL, World
 PLUGIN = "tvac_plugin.SafetyDefensePlugin"
 
 
+def save_base(folder: Path, world: World) -> None:
+    """Writes a random small model with the world's tokenizer."""
+    tokenizer = build_tokenizer(world)
+    tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 class Workspace:
     """Makes the files once; `recipe` names them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         world = World.create(seed=0, num_hazards=30, num_benign=12)
-        tokenizer = build_tokenizer(world)
-        model = tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None)
-        model.save_pretrained(root / "base")
-        tokenizer.save_pretrained(root / "base")
+        save_base(root / "base", world)
         rows = [(t.question, REFUSAL) for t in world.hazards[:12]] + [(t.question, t.answer) for t in world.benign]
         random.Random(0).shuffle(rows)
         self.write("alignment.jsonl", rows)

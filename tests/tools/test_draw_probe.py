@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.support.models import tiny_model
-from tvac_plugin.tiny_world.base_model import build_tokenizer
+from tests.support.workspace import save_base
 from tvac_plugin.tiny_world.language import World
 
 
@@ -26,9 +25,7 @@ def tool():
 @pytest.fixture
 def folder(tmp_path):
     world = World.create(seed=0, num_hazards=4, num_benign=2)
-    tokenizer = build_tokenizer(world)
-    tiny_model(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    save_base(tmp_path, world)
     chats = [[("user", thing.question), ("assistant", thing.answer)] for thing in world.hazards]
     rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
