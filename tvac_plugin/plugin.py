@@ -185,7 +185,9 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
         if self._record is not None and is_saved:
             done = self._record.seal(Path(cfg.output_dir))
             if done is not None:
-                LOG.info(done)
+                LOG.info(
+                    done, main_process_only=False
+                )  # only the main process seals, and asking which it is fails here
         self._user = self._record = None
         if self._lock is not None:
             self._lock.release()
