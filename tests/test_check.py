@@ -108,7 +108,7 @@ def test_it_says_what_will_happen(workspace, tmp_path):
     result = check_recipe(workspace.recipe(tmp_path / "out", max_steps=None, num_epochs=2, val_set_size=0.25))
     found = result.outlook
     assert found["settings"] | {"rho": 1.0, "freeze": "layer", "perturb": "attention"} == found["settings"]
-    assert (found["rows"], found["steps"], found["layers"]) == (24, 18, 4)
+    assert (found["rows"], found["rows_held_out"], found["steps"], found["layers"]) == (18, 6, 18, 4)
     assert (found["draws"], found["probes"], found["layers_drawn"]) == (9, 6, 2)
     assert found["a_layer_learns_in"] == "50% of the steps"
     assert found["passes"].startswith("2 forward and backward")

@@ -20,7 +20,9 @@ from tvac_plugin.configs.refusals import REFUSALS
 from tvac_plugin.data.fingerprints import data_facts, prompt_keys
 from tvac_plugin.data.taught_answers import decoding
 from tvac_plugin.planner.outlook import outlook, warnings
-from tvac_plugin.recipes.reading import defense_is_absent, kind_problems, near_misses, plugin_problems
+from tvac_plugin.recipes.reading import as_meant, defense_is_absent, kind_problems, near_misses, plugin_problems
+
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -40,29 +42,37 @@ class CheckResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_recipe(recipe: dict[str, Any], *, with_data: bool = True, allow_shared_prompts: bool = False) -> CheckResult:
+def check_recipe(
+    recipe: dict[str, Any],
+    *,
+    with_data: bool = True,
+    allow_shared_prompts: bool = False,
+    say: Say = lambda _doing: None,
+) -> CheckResult:
     """Goes through a recipe as `axolotl train` would, up to where weights are loaded; leaves no file behind.
 
     Args:
         recipe: The YAML as the user wrote it.
         with_data: Whether to load the model's config, its tokenizer and all data sets.
         allow_shared_prompts: Accept prompts that occur in `datasets` and in `harmful_datasets`.
+        say: Told what is done next.
     """
     problems = recipe_problems(recipe)
     if kind_problems(recipe, "a training"):
         return CheckResult(problems)
     with _quiet():
+        say("Axolotl's own validation")
         if problems:
             return CheckResult([*problems, *(_others(recipe) if with_data else [])])
         cfg, problems = _validated(recipe, with_data=with_data)
         if problems or not with_data:
             return CheckResult(problems, warnings=_dropped_keys(recipe) + warnings(recipe, None, num_layers=None))
         if recipe.get("simulated_user"):
-            result = _check_attack(cfg)
+            result = _check_attack(cfg, _Attempt(say))
         elif recipe["safety_defense"] == "none":
             result = CheckResult([])
         else:
-            result = _check_data(cfg, allow_shared_prompts=allow_shared_prompts)
+            result = _check_data(cfg, _Attempt(say), allow_shared_prompts=allow_shared_prompts)
         layers = None if result.problems else _num_layers(cfg)
         result.warnings = _dropped_keys(recipe) + warnings(recipe, defense_config(cfg), num_layers=layers)
         if result.facts:
@@ -77,7 +87,8 @@ def recipe_problems(recipe: dict[str, Any]) -> list[str]:
     other_kind = kind_problems(recipe, "a training")
     if other_kind:
         return other_kind
-    return plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(recipe) + own_problems(recipe)
+    meant = as_meant(recipe)
+    return plugin_problems(recipe) + near_misses(recipe) + defense_is_absent(meant) + own_problems(meant)
 
 
 def own_problems(recipe: dict[str, Any]) -> list[str]:
@@ -188,7 +199,7 @@ def _missing_plugins(recipe: dict[str, Any], load: Callable[[], None], loaded: C
     return [name for name in named if name not in loaded]
 
 
-def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
+def _check_data(cfg: Any, attempt: _Attempt, *, allow_shared_prompts: bool) -> CheckResult:
     from axolotl.integrations.base import PluginManager
     from axolotl.loaders import load_tokenizer
 
@@ -198,40 +209,40 @@ def _check_data(cfg: Any, *, allow_shared_prompts: bool) -> CheckResult:
     config = defense_config(cfg)
     assert config is not None
     plugin = next(p for p in PluginManager.get_instance().plugins.values() if isinstance(p, SafetyDefensePlugin))
-    attempt = _Attempt()
     attempt(
         "base_model",
         lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=other_trainers(plugin, cfg))),
     )
-    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg))
+    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg), doing="the tokenizer")
     if attempt.problems:
         return CheckResult(attempt.problems)
     with tempfile.TemporaryDirectory() as scratch:
         cfg.dataset_prepared_path = scratch
-        alignment = attempt("", lambda: tokenize(cfg, tokenizer, "datasets"))
+        alignment = attempt("", lambda: tokenize(cfg, tokenizer, "datasets"), doing="the rows of datasets")
         evaluation = attempt("", lambda: tokenize(cfg, tokenizer, "test_datasets")) if cfg.test_datasets else None
         others = _check_streams(attempt, cfg, config, tokenizer)
         if attempt.problems:
             return CheckResult(attempt.problems)
-        facts = attempt("", lambda: data_facts(alignment, others, decode=decoding(tokenizer))) or {}
+        facts = attempt("", lambda: data_facts(alignment, others, decode=decoding(tokenizer)), doing="what they share")
         shared = _shared_prompts(
             alignment, others.get("harmful_datasets"), evaluation, allow_shared_prompts=allow_shared_prompts
         )
-        return CheckResult(attempt.problems + shared, facts)
+        return CheckResult(attempt.problems + shared, facts or {})
 
 
-def _check_attack(cfg: Any) -> CheckResult:
+def _check_attack(cfg: Any, attempt: _Attempt) -> CheckResult:
     from axolotl.loaders import load_tokenizer
 
     from tvac_plugin.data.loading import load_user_data
 
-    attempt = _Attempt()
     user, config = simulated_user_config(cfg), defense_config(cfg)
     assert user is not None
-    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg))
+    tokenizer = attempt("tokenizer", lambda: load_tokenizer(cfg), doing="the tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
         cfg.dataset_prepared_path = scratch
-        loaded = None if attempt.problems else attempt("", lambda: load_user_data(cfg, user, tokenizer))
+        loaded = None
+        if not attempt.problems:
+            loaded = attempt("", lambda: load_user_data(cfg, user, tokenizer), doing="the simulated user's rows")
         if config is not None and loaded is not None:
             _check_streams(attempt, cfg, config, tokenizer)
     return CheckResult(attempt.problems, loaded[1] if loaded else {})
@@ -245,7 +256,7 @@ def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer
     attempt("", lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=())))
     if attempt.problems:
         return {}
-    rows = attempt("", lambda: load_rows(cfg, config, tokenizer)) or {}
+    rows = attempt("", lambda: load_rows(cfg, config, tokenizer), doing="the rows that the defense reads") or {}
     if not attempt.problems:
         attempt("", lambda: Streams(config, rows, dict, pad_id=0, seed=0))
     return dict(rows)
@@ -254,10 +265,13 @@ def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer
 class _Attempt:
     """Runs steps that read the user's files; what goes wrong becomes a problem instead of a traceback."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say) -> None:
         self.problems: list[str] = []
+        self._say = say
 
-    def __call__(self, key: str, step: Callable[[], Any]) -> Any:
+    def __call__(self, key: str, step: Callable[[], Any], *, doing: str | None = None) -> Any:
+        if doing is not None:
+            self._say(doing)
         try:
             return step()
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.check import recipe_problems
 from tvac_plugin.recipes import reading
 from tvac_plugin.recipes.reading import near_misses, plugin_problems, read_recipe
 
@@ -24,6 +25,12 @@ from tvac_plugin.recipes.reading import near_misses, plugin_problems, read_recip
 )
 def test_a_near_miss_names_the_key_that_was_meant(key, meant):
     assert near_misses({key: 1}) == [f"`{key}:` is not a key of this plugin. Did you mean `{meant}:`?"]
+
+
+def test_one_slip_in_the_defense_s_own_key_is_one_problem(workspace, tmp_path):
+    recipe = workspace.recipe(tmp_path)
+    recipe["safety_defence"] = recipe.pop("safety_defense")
+    assert recipe_problems(recipe) == ["`safety_defence:` is not a key of this plugin. Did you mean `safety_defense:`?"]
 
 
 def test_our_own_keys_and_all_of_axolotl_s_are_no_near_misses():

@@ -97,6 +97,17 @@ def test_no_question_is_in_two_places(desk, shape):
     assert "is it" not in everything
 
 
+def test_few_rows_and_a_judge_that_must_be_downloaded_are_said(desk):
+    few, judge = start_chain(desk / "lora.yml", Given(HARMFUL)).cautions
+    asked = len(questions(desk / "lora_defended" / "data" / "eval_harmful.jsonl"))
+    assert few.startswith(
+        f"{asked} harmful prompts are asked, so a rate is known to about {98 / asked**0.5:.0f} points"
+    )
+    assert "takes from the hub, unless it is here already: domenicrosati/deberta" in judge
+    assert len(start_chain(desk / "full.yml", Given(HARMFUL, judge="keyword")).cautions) == 1
+    assert len(start_chain(desk / "qlora.yml", Given(judge="keyword")).cautions) == 0
+
+
 def test_a_question_that_is_refused_in_one_file_and_answered_in_the_other_is_in_one_of_them(desk):
     start_chain(desk / "lora.yml", Given(HARMFUL, Path("ws/refusals.jsonl")))
     data = desk / "lora_defended" / "data"

@@ -23,21 +23,23 @@ def outlook(
         rows: Rows of the training data that are left after loading.
         num_layers: Of the model; `None` where it is not known.
     """
-    found: dict[str, Any] = {"rows": rows, "steps": _steps(recipe, rows), "layers": num_layers}
+    size = recipe.get("val_set_size") or 0
+    held_out = ceil(rows * size) if size < 1 else int(size)
+    steps = _steps(recipe, rows - held_out)
+    found: dict[str, Any] = {"rows": rows - held_out} | ({"rows_held_out": held_out} if held_out else {})
+    found |= {"steps": steps, "layers": num_layers}
     if config is None:
         return found
-    return {"settings": config.model_dump(mode="json")} | found | _passes(config, found["steps"], num_layers)
+    return {"settings": config.model_dump(mode="json")} | found | _passes(config, steps, num_layers)
 
 
 def _steps(recipe: Mapping[str, Any], rows: int) -> int | None:
     """Optimizer steps in one process; `None` with packing, where it is known once rows are packed."""
-    held_out = recipe.get("val_set_size") or 0
-    trained = rows - (ceil(rows * held_out) if held_out < 1 else int(held_out))
     per_step = (recipe.get("micro_batch_size") or 1) * (recipe.get("gradient_accumulation_steps") or 1)
     limit = recipe.get("max_steps") or 0
     if recipe.get("sample_packing"):
         return None
-    steps = ceil(trained / per_step * (recipe.get("num_epochs") or 1))
+    steps = ceil(rows / per_step * (recipe.get("num_epochs") or 1))
     return min(steps, limit) if limit > 0 else steps
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def make_plan(
     model_config: Path | None = None,
     answer_share: float = 1.0,
     draws: Path | None = None,
+    say: Callable[[str], None] = lambda _what: None,
 ) -> RecipePlan:
     """Plans a recipe that `own_problems` of `tvac_plugin.check` found nothing wrong with.
 
@@ -108,6 +109,7 @@ def make_plan(
         model_config: A `config.json` instead of the one of `base_model`.
         answer_share: The part of the tokens that have a label.
         draws: The trace of a run, by whose probes layers are drawn.
+        say: Told what is counted next.
 
     Raises:
         UserError: Nothing can be learned from `draws`.
@@ -123,16 +125,20 @@ def make_plan(
     workload = read_workload(recipe, answer_share=answer_share)
     counter = StepCounter(build_fake_model(shape, workload), workload, _data_keys(recipe))
     probes = [] if draws is None else read_probes(draws, num_layers=counter.num_layers)
+    say("a step without a defense")
     plain = counter.count(None)
     arms = {"none": ArmPlan(plain.peak, plain.at_peak, plain.saved, plain.saved, 1.0)}
     if config is not None:
+        say(f"steps of {name}")
         arms[name] = _arm_of(counter, config, plain, workload.accumulation, probes)
     if "vaccine" not in arms:
+        say("steps of vaccine")
         arms["vaccine"] = _arm_of(counter, VaccineConfig(), plain, workload.accumulation)
     fits = None if gpu is None else arms[name].peak + reserve <= gpu
     tried = []
     if gpu is not None and not fits:
         for changes in remedies(recipe, config):
+            say(f"{name} with {', '.join(f'{key}: {value}' for key, value in changes.items())}")
             peak = _peak({**recipe, **changes}, model_config, answer_share, probes)
             tried.append(RemedyPlan(changes, peak, peak + reserve <= gpu))
             if tried[-1].fits:

@@ -88,10 +88,23 @@ def near_misses(recipe: Mapping[str, Any]) -> list[str]:
                 f"`{key}:` is a key of `{home}:`, and nobody reads it here. Write it indented below `{home}:`."
             )
             continue
-        match = max(_OUR_KEYS, key=lambda ours: _likeness(str(key), ours))
-        if key not in (*_OUR_KEYS, *_AXOLOTLS_OWN) and _likeness(str(key), match) >= _NEAR:
-            problems.append(f"`{key}:` is not a key of this plugin. Did you mean `{match}:`?")
+        meant = _meant_key(str(key))
+        if meant != key:
+            problems.append(f"`{key}:` is not a key of this plugin. Did you mean `{meant}:`?")
     return problems
+
+
+def as_meant(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with its misspelt keys put right, so that one slip is not told again as all that follows from it."""
+    return {_meant_key(str(key)): value for key, value in recipe.items()} | dict(recipe)
+
+
+def _meant_key(key: str) -> str:
+    """The key of ours that `key` resembles; `key` itself if none, or if it is one that is known."""
+    if key in (*_OUR_KEYS, *_AXOLOTLS_OWN):
+        return key
+    match = max(_OUR_KEYS, key=lambda ours: _likeness(key, ours))
+    return match if _likeness(key, match) >= _NEAR else key
 
 
 def plugin_problems(recipe: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,21 @@ from yaml.composer import ComposerError
 
 from tvac_plugin.boundary.errors import UserError
 
+_UNLIKE = "is indented unlike the lines that it belongs to. Line it up with them."
+_SLIPS = {
+    "mapping values are not allowed": "is indented too far, has a second colon (then put its value in quotes), or "
+    "the line above it lacks its colon.",
+    "but found '<block mapping start>'": _UNLIKE,
+    "but found '<block sequence start>'": _UNLIKE,
+    "but found '-'": "begins a list where a key is expected. Indent it below the key that it belongs to.",
+    "could not find expected ':'": "is no `key: value`. Write the colon, and a space after it.",
+    "but got '<stream end>'": "opens a bracket that is never closed. Close it.",
+    "found unexpected end of stream": "opens a quote that is never closed. Close it.",
+    "character '\\t'": "begins with a tab. Indent with spaces.",
+    "that cannot start any token": "has a value that must be in quotes, because of the character it begins with.",
+}
+"""What is wrong with a line, by what PyYAML says; where it says more, the line where the trouble began."""
+
 
 def parse_document(text: str) -> Any:
     """Builds what YAML's safe loader would.
@@ -19,11 +34,21 @@ def parse_document(text: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
-        parts = (error.context, error.context_mark), (error.problem, error.problem_mark)
-        what = ", ".join(f"line {mark.line + 1}: {said}" for said, mark in parts if said and mark)
-        raise UserError(f"not valid YAML: {what}. Correct what it names.") from error
+        raise UserError(f"not valid YAML: {_in_words(error)}") from error
     except Exception as error:  # such as the day 2024-13-45 and deep nesting raise in PyYAML
         raise UserError(f"not valid YAML: {error}. Correct it.") from error
+
+
+def _in_words(error: yaml.MarkedYAMLError) -> str:
+    """The parser's complaint as what to look at; in its own words where it is a rare one."""
+    begun = error.context_mark if "block" not in str(error.context) else None
+    mark = begun or error.problem_mark
+    for said, slip in _SLIPS.items():
+        if mark and said in str(error.problem):
+            return f"line {mark.line + 1} {slip}"
+    parts = (error.context, error.context_mark), (error.problem, error.problem_mark)
+    what = ", ".join(f"line {mark.line + 1}: {said}" for said, mark in parts if said and mark)
+    return f"{what}. Correct what it names."
 
 
 class _Loader(yaml.SafeLoader):

@@ -36,8 +36,9 @@ def evaluate_text(draft: Draft) -> str:
         parts["accuracy"] = {"task": {"prompts": {"path": draft.data(name)}, "max_new_tokens": 32}}
     else:
         notes.append(
-            "- The user's task is not scored, for its answers are long or were not read. With `accuracy:`, "
-            "as {task: {task: tvac_gsm8k}}, the report also compares harm where the task is learnt equally well."
+            "- How well the user's task is learnt is not measured: its answers are too long to compare word for word, "
+            "or were not read. Add `accuracy:`, as {task: {task: tvac_gsm8k}}, and the report also compares harm "
+            "where the task is learnt equally well."
         )
     head = ["What the models of the chain answer, on rows that nothing is trained on.",
             f"Run:       axolotl tvac run {draft.path(CHAIN)}", "Assumed:", *notes]  # fmt: skip

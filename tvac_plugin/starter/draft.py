@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from textwrap import indent, wrap
 from typing import Any
 
 import yaml
 
+from tvac_plugin.evaluation.judges import JUDGES
 from tvac_plugin.starter.material import FEWEST_HARMFUL, Material
 
 ALIGN, ATTACK, EVALUATE, CHAIN = "align.yml", "attack.yml", "evaluate.yml", "chain.yml"
+_FEW_ASKED = 100
 _MISSING = (
     f"Missing: harmful prompts with harmful answers, {FEWEST_HARMFUL} at the least and better some hundreds, one JSON "
     'object a line, as {"prompt": ..., "response": ...}. None are shipped. Data sets on the hub that have them: '
@@ -46,6 +49,23 @@ class Draft:
     def missing(self) -> list[str]:
         """What the chain still needs, one sentence each."""
         return [] if self.material.probe else [_MISSING]
+
+    def cautions(self) -> list[str]:
+        """What to know before the chain is run, one sentence each."""
+        num_asked, entry = len(self.material.harmful_asked), JUDGES[self.judge]
+        found = []
+        if 0 < num_asked < _FEW_ASKED:
+            points = round(98 / sqrt(num_asked))
+            found.append(
+                f"{num_asked} harmful prompts are asked, so a rate is known to about {points} points either way. "
+                "More rows in --harmful make it sharper."
+            )
+        if entry.weights is not None:
+            found.append(
+                f"The judge `{self.judge}` is a model that the first evaluation takes from the hub, unless it is here "
+                f"already: {entry.weights}. `--judge keyword` needs none, and is for trying things out."
+            )
+        return found
 
     def path(self, name: str) -> str:
         """A recipe, as commands name it."""

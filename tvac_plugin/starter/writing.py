@@ -20,11 +20,13 @@ class Started(NamedTuple):
         files: In their order.
         chain: The one to run.
         missing: What it still needs, one sentence each.
+        cautions: What to know before it is run, one sentence each.
     """
 
     files: list[Path]
     chain: Path
     missing: list[str]
+    cautions: list[str]
 
 
 def start_chain(recipe: Path, given: Given, *, output: Path | None = None, overwrite: bool = False) -> Started:
@@ -43,7 +45,7 @@ def start_chain(recipe: Path, given: Given, *, output: Path | None = None, overw
     draft = Draft(gather(recipe, given), recipe, _as_named(folder), given.judge)
     files = _files(draft)
     write_all(folder, files, overwrite=overwrite)
-    return Started([folder / name for name in files], folder / CHAIN, draft.missing())
+    return Started([folder / name for name in files], folder / CHAIN, draft.missing(), draft.cautions())
 
 
 def _files(draft: Draft) -> dict[str, str]:
