@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.config import normalize_cfg_datasets
-from axolotl.utils.data import prepare_datasets
+from axolotl.utils.data import prepare_datasets, sft
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from axolotl.utils.trainer import calculate_total_num_steps, process_datasets_for_packing
@@ -140,7 +141,8 @@ def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> 
     )
     normalize_cfg_datasets(alone)
     try:
-        rows, *_ = prepare_datasets(alone, tokenizer)
+        with _unsaved():
+            rows, *_ = prepare_datasets(alone, tokenizer)
     except Exception as error:  # of any strategy that the recipe names
         raise UserError(
             f"{key}: cannot be loaded: {cause_of(error)}. Correct `path:`, `type:` or the rows of "
@@ -148,6 +150,17 @@ def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> 
         ) from error
     _refuse_nothing_to_learn(rows, key)
     return rows
+
+
+@contextmanager
+def _unsaved() -> Iterator[None]:
+    """Keeps Axolotl from writing what it tokenizes: a process of its own does that, and imports everything again."""
+    save = sft.save_preprocessed_dataset
+    sft.save_preprocessed_dataset = lambda *_: None
+    try:
+        yield
+    finally:
+        sft.save_preprocessed_dataset = save
 
 
 def _refuse_nothing_to_learn(rows: Dataset, key: str) -> None:
