@@ -86,16 +86,18 @@ class Generator:
         Args:
             texts: Whole prompts.
             max_new_tokens: Longest continuation.
-            batch_size: Texts at a time; they are padded on the left.
+            batch_size: Texts at a time, of like length; they are padded on the left.
             description: Of the progress bar.
 
         Returns:
             The continuations without special tokens, in order.
         """
-        answers: list[str] = []
+        longest_first = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        answers = [""] * len(texts)
         for start in tqdm(range(0, len(texts), batch_size), desc=description):
+            numbers = longest_first[start : start + batch_size]
             inputs = self.tokenizer(
-                list(texts[start : start + batch_size]),
+                [texts[number] for number in numbers],
                 return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
             ).to(self.model.device)  # fmt: skip
             output = self.model.generate(
@@ -105,8 +107,12 @@ class Generator:
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-            answers += self.tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+            continued = output[:, inputs.input_ids.shape[1] :]
+            for number, answer in zip(
+                numbers, self.tokenizer.batch_decode(continued, skip_special_tokens=True), strict=True
+            ):
+                answers[number] = answer.strip()
+        return answers
 
 
 def _base_of(adapter_config: Path) -> str:
