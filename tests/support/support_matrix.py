@@ -138,6 +138,14 @@ SUPPORT: tuple[Support, ...] = (
     ),
     Support(
         "training",
+        "what TRL's trainer can do",
+        "supported",
+        "Text, prompts with completions, messages, token ids; packing, losses on the assistant's turns, DFT, tools, a "
+        "LoRA on experts, streamed rows, several evaluation sets.",
+        "tests/trainers/test_trl_features.py::test_with_t_vaccine_only_drawn_layers_learn_and_the_model_is_sealed",
+    ),
+    Support(
+        "training",
         "resuming",
         "supported",
         "Bit for bit on CPUs, also after `kill -9`, with the same settings, data and number of processes.",
