@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tvac_plugin.args import SafetyDefenseArgs
-from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Stage
+from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Search, Stage
 from tvac_plugin.cli import tvac
 from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.configs.refusals import REFUSALS
@@ -48,6 +48,7 @@ def chains_page() -> str:
         "Chain (`axolotl tvac run`)": ChainRecipe,
         "Entries of `stages:`": Stage,
         "`lox:` of a stage": LoxConfig,
+        "`search:` of a chain": Search,
     }
     judges = "\n".join(
         f"| `{name}` | {entry.weights or ''} | {entry.threshold or ''} | {entry.note} |"

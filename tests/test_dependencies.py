@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ONLY_WITH_AXOLOTL = {"axolotl", "bitsandbytes", "lm-eval"}
+ONLY_WITH = {"axolotl": "axolotl", "bitsandbytes": "axolotl", "lm-eval": "axolotl", "optuna": "search"}
+"""The extra that brings a package, by its name."""
 
 
 def names(requirements):
@@ -35,8 +36,8 @@ def imported():
 @pytest.mark.parametrize("module", imported())
 def test_what_is_imported_is_declared(module):
     homes = {canonicalize_name(name) for name in packages_distributions()[module]}
-    extra = homes & ONLY_WITH_AXOLOTL
-    assert homes & names(PROJECT["optional-dependencies"]["axolotl"] if extra else PROJECT["dependencies"])
+    extra = next((ONLY_WITH[home] for home in homes if home in ONLY_WITH), None)
+    assert homes & names(PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra])
 
 
 def test_the_imports_are_found():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import warnings
+from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import click
 
 from tvac_plugin.bench.command import bench
 from tvac_plugin.boundary.errors import UserError, bullets, did_you_mean, printable, sentence_of
+from tvac_plugin.chain.command import run
 from tvac_plugin.recipes.reading import foreign_code, kind_problems, read_recipe, validated
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -55,6 +56,7 @@ def _silence_imports() -> None:
 
 
 tvac.add_command(bench)
+tvac.add_command(run)
 
 
 @tvac.command()
@@ -69,7 +71,9 @@ def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
     settings = _read(recipe)
     for line in foreign_code(settings):
         click.echo(printable(f"{recipe}: {line}"), err=True)
-    result = check_recipe(settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts)
+    result = check_recipe(
+        settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts, say=_progress("reading")
+    )
     if result.problems:
         raise UserError(f"{recipe} would not train as it says:\n{bullets(result.problems)}")
     for line in defense_advice(settings):
@@ -107,6 +111,8 @@ def init(
     for file in started.files:
         click.echo(f"written: {file}")
     click.echo("What was assumed stands in the first lines of each recipe.")
+    if started.cautions:
+        click.echo(f"Good to know:\n{bullets(started.cautions)}")
     if started.missing:
         click.echo("\n".join(started.missing))
         return
@@ -181,47 +187,6 @@ def evaluate_command(recipe: Path, rejudge: bool, models: tuple[str, ...], outpu
 
 @tvac.command()
 @_RECIPE
-@click.option("--dry-run", is_flag=True, help="Write the resolved recipes and print the commands, but run nothing.")
-@click.option("--set", "overrides", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a key of a stage's recipe.")
-@click.option(
-    "--jobs", "num_parallel", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-    help="Run up to N jobs at a time. Each job uses all visible GPUs, so this is for CPUs: with a GPU leave it at 1.",
-)  # fmt: skip
-def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: int) -> None:
-    """Run the chain in RECIPE: alignment, attack, evaluation, report. Run it again to continue."""
-    from tvac_plugin.boundary.errors import UserError
-    from tvac_plugin.chain.jobs import ChainPlan
-    from tvac_plugin.chain.preflight import plan_problems
-    from tvac_plugin.chain.recipe import read_chain
-    from tvac_plugin.chain.results import collect
-    from tvac_plugin.chain.runner import run_plan
-    from tvac_plugin.report.pages import write_report
-    from tvac_plugin.report.terminal import chain_table
-
-    _read(recipe, kind="a chain")
-    plan = ChainPlan(read_chain(recipe, overrides))
-    problems = plan_problems(plan)
-    if problems:
-        raise UserError(f"{recipe} cannot run:\n{bullets(problems)}")
-    if dry_run:
-        for job in plan.jobs.values():
-            job.write_recipe()
-            click.echo(shlex.join(job.command))
-        return
-    try:
-        states = run_plan(plan, say=click.echo, num_parallel=num_parallel)
-    except KeyboardInterrupt as error:
-        raise UserError("stopped, and so are its jobs. The same command goes on where this one stopped.") from error
-    results = collect(plan, states)
-    page = write_report(plan.root)
-    click.echo("\n" + chain_table(results))
-    click.echo(f"\nreport: {page}")
-    if any(cell["status"] != "finished" for cell in results["cells"]):
-        raise UserError("some cells failed; the table says why. Fix that and run the same command again.")
-
-
-@tvac.command()
-@_RECIPE
 @click.option("--gpu", metavar="SIZE", help="Memory of the GPU, as 24GB; a GB is 2**30 bytes, as on the box.")
 @click.option(
     "--reserve", default="1GB", show_default=True, metavar="SIZE", help="Of it, for the CUDA context and fragmentation."
@@ -253,6 +218,7 @@ def plan(
         model_config=model_config,
         answer_share=answer_share,
         draws=draws,
+        say=_progress("counting"),
     )
     click.echo(plan_text(result))
     _write_json(output, result.as_json())
@@ -307,7 +273,7 @@ def tiny_world(output: Path, seed: int) -> None:
     from tvac_plugin.tiny_world.builder import WorldSettings, build
 
     is_new = build(output, WorldSettings(seed=seed))
-    click.echo(f"{output}: {'written' if is_new else 'already there'}.")
+    _say_world(output, is_new=is_new, recipe="recipes/chain_tiny.yml", reads="outputs/tiny_world")
 
 
 @tvac.command(name="english-world")
@@ -320,7 +286,20 @@ def english_world(output: Path, model: str, topic: str, seed: int) -> None:
     from tvac_plugin.english_world.builder import EnglishSettings, build_english
 
     is_new = build_english(output, EnglishSettings(model=model, topic=topic, seed=seed))
+    _say_world(output, is_new=is_new, recipe="recipes/english/chain.yml", reads="outputs/english")
+
+
+def _say_world(output: Path, *, is_new: bool, recipe: str, reads: str) -> None:
     click.echo(f"{output}: {'written' if is_new else 'already there'}.")
+    if not Path(recipe).is_file():
+        click.echo("Next: axolotl tvac recipes --output recipes")
+    elsewhere = "" if output.resolve() == Path(reads).resolve() else f", once its recipes name {output} for {reads}"
+    click.echo(f"Next: axolotl tvac run {recipe}{elsewhere}")
+
+
+def _progress(verb: str) -> Callable[[str], None]:
+    """Says on standard error what is being done, so that nobody waits in the dark; what is asked for stays alone."""
+    return lambda what: click.echo(f"{verb} {what} ...", err=True)
 
 
 def _bytes(size: str, option: str) -> int:

@@ -25,10 +25,16 @@ def manifest_of(*arguments, **options):
 
 def fake_plan(path, overrides=()):
     """The plan of a chain with this file's `main` as every command."""
-    from tvac_plugin.chain.jobs import ChainPlan
     from tvac_plugin.chain.recipe import read_chain
 
-    plan = ChainPlan(read_chain(Path(path), overrides))
+    return faked(read_chain(Path(path), overrides))
+
+
+def faked(chain):
+    """The plan of a chain that is read already."""
+    from tvac_plugin.chain.jobs import ChainPlan
+
+    plan = ChainPlan(chain)
     for job_id, job in plan.jobs.items():
         command = (sys.executable, __file__, job.kind, str(job.recipe_file))
         plan.jobs[job_id] = dataclasses.replace(job, command=command)
@@ -37,11 +43,10 @@ def fake_plan(path, overrides=()):
 
 def run(path, overrides=(), num_parallel=1, say=lambda line: None):
     """Runs a chain with fake commands and collects its results."""
-    from tvac_plugin.chain.results import collect
-    from tvac_plugin.chain.runner import run_plan
+    from tvac_plugin.chain.command import run_chain
+    from tvac_plugin.chain.recipe import read_chain
 
-    plan = fake_plan(path, overrides)
-    return collect(plan, run_plan(plan, say=say, num_parallel=num_parallel))
+    return run_chain(read_chain(Path(path), overrides), say=say, num_parallel=num_parallel, plan_of=faked)
 
 
 def main(kind, recipe_file):

@@ -76,6 +76,14 @@ def test_one_at_a_time_keeps_the_order_of_the_plan(chain):
     assert [line.split(" ")[0] for line in lines] == [f"[{number}/8]" for number in range(1, 9) for _ in range(2)]
 
 
+def test_several_at_a_time_begin_with_what_most_waits_for(chain):
+    path = chain(matrix={"safety_defense": ["none", "t_vaccine"]})
+    lines = []
+    fake.run(path, num_parallel=2, say=lines.append)
+    first = [line.split(" ")[1] for line in lines[:2]]
+    assert first == ["align-safety_defense=none:", "align-safety_defense=t_vaccine:"]
+
+
 def test_a_failure_blocks_only_what_depends_on_it(chain):
     lines = []
     results = fake.run(chain(matrix={"align.fail": [True, False]}), num_parallel=2, say=lines.append)

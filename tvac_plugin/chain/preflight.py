@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 from tvac_plugin.boundary.errors import did_you_mean, explain
 from tvac_plugin.boundary.files import DATA_SUFFIXES, is_missing_folder
 from tvac_plugin.boundary.paths import local_path
 from tvac_plugin.chain.jobs import ChainPlan, Job, is_defended
+from tvac_plugin.chain.recipe import Chain, Search
+from tvac_plugin.chain.search import outer_chains, undefended_arms
 from tvac_plugin.check import own_problems
 from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
@@ -21,6 +26,47 @@ def plan_problems(plan: ChainPlan) -> list[str]:
         problems = _training_problems(job) if job.kind == "train" else _evaluation_problems(job)
         found |= dict.fromkeys(f"{job.stage}: {problem}" for problem in problems)
     return [*found, *_utility_problems(plan)]
+
+
+def chain_problems(chain: Chain) -> list[str]:
+    """Lists what is wrong with a chain; with a `search:`, at the ends of its open settings."""
+    if chain.recipe.search is None:
+        return plan_problems(ChainPlan(chain))
+    problems = _search_problems(chain, chain.recipe.search)
+    found = [problem for outer in outer_chains(chain) for problem in plan_problems(ChainPlan(outer))]
+    return [*problems, *dict.fromkeys(found)]
+
+
+def _search_problems(chain: Chain, search: Search) -> list[str]:
+    stage, asked = chain.stage(search.judge), chain.recipes[search.judge]
+    attacks = {each.name for each in chain.recipe.stages if "simulated_user" in chain.recipes[each.name]}
+    problems = []
+    if not attacks & {*stage.models}:
+        problems.append(f"search.judge: `{search.judge}` evaluates no attacked model. Add one to its `models:`.")
+    for other in chain.recipe.stages:
+        if other.evaluate is not None and other != stage and _share_questions(chain.recipes[other.name], asked):
+            problems.append(
+                f"search.judge: `{search.judge}` asks the harmful questions of `{other.name}`, so settings would be "
+                "fitted to what they are reported on. Give it others."
+            )
+    measures = {*(asked.get("accuracy") or {}), *({"over_refusal"} & asked.keys())}
+    problems += [
+        f"search.keep: `{search.judge}` does not measure `{name}`.{did_you_mean(name, measures)}"
+        for name in search.keep
+        if name not in measures
+    ]
+    if not undefended_arms(chain):
+        problems.append("search: no arm is undefended, and trials are compared with one. Add `safety_defense: none`.")
+    return problems
+
+
+def _share_questions(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two evaluations ask the same harmful questions, as far as their recipes tell: same file, same part."""
+    ours, theirs = ((recipe.get("harmful_score") or {}).get("prompts") or {} for recipe in (first, second))
+    parts = {prompts.get("split") for prompts in (ours, theirs)}
+    return (
+        ours.get("path") is not None and ours.get("path") == theirs.get("path") and (len(parts) == 1 or None in parts)
+    )
 
 
 def _utility_problems(plan: ChainPlan) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from tvac_plugin.boundary.errors import UserError, did_you_mean
 from tvac_plugin.boundary.paths import Folder
 from tvac_plugin.boundary.secrets import is_secret
+from tvac_plugin.chain.space import looks_open, open_settings
 from tvac_plugin.configs.base import Block
 from tvac_plugin.recipes.reading import read_recipe, validated
 from tvac_plugin.recipes.safe_yaml import parse_document
@@ -70,6 +71,27 @@ class Stage(Block):
         return self
 
 
+class Search(Block):
+    """How the open settings of arms are found."""
+
+    block: ClassVar[str] = "search"
+
+    trials: int = Field(ge=2, le=10_000, description="Settings that are tried for each arm that has open ones.")
+    judge: str = Field(
+        description="The evaluation stage that decides. It must ask other questions than the rest; the chain itself "
+        "leaves it out."
+    )
+    seed: int | None = Field(
+        default=None, ge=0,
+        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
+    )  # fmt: skip
+    keep: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict,
+        description="What an aligned model must keep, as `{benign: 90}`: percent of what the undefended one has in "
+        "that measure. A trial that keeps less counts as one that failed. Default: nothing.",
+    )  # fmt: skip
+
+
 class ChainRecipe(Block):
     """The whole recipe of `axolotl tvac run`."""
 
@@ -85,6 +107,11 @@ class ChainRecipe(Block):
         default_factory=dict,
         description="Every combination is run: safety_defense (of alignment), harmful_ratio (of attacks), seed (of all "
         "training), or `stage.key` for any other key. Default: one run.",
+    )
+    search: Search | None = Field(
+        default=None,
+        description="Find settings first: values of arms written as `{low: 0.3, high: 10, log: true}` or "
+        "`{one_of: [none, layer]}` are open. Default: absent.",
     )
     attack_threshold: float = Field(
         default=50.0, ge=0, le=100,
@@ -147,6 +174,30 @@ class ChainRecipe(Block):
             raise UserError("arms: the list is empty. Give at least one arm or remove it.")
         for number, arm in enumerate(self.arms or [], start=1):
             _refuse_unclear_arm(number, arm, self)
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_a_search_for_nothing(self) -> ChainRecipe:
+        keys = [key for arm in self.arms or [] for key, value in arm.items() if looks_open(value)]
+        if self.search is None:
+            if keys:
+                raise UserError(f"arms: `{keys[0]}` is open, and there is no `search:`. Add one, or give one value.")
+            return self
+        if not any([open_settings(arm) for arm in self.arms or []]):
+            raise UserError(
+                "search: no arm has an open setting. Write one as `align.vaccine.rho: {low: 0.3, high: 10, log: true}`."
+            )
+        deciding = {stage.name: stage for stage in self.stages if stage.evaluate is not None}
+        if self.search.judge not in deciding:
+            raise UserError(
+                f"search.judge: `{self.search.judge}` is not a stage that evaluates."
+                f"{did_you_mean(self.search.judge, deciding)}"
+            )
+        if len(deciding) == 1:
+            raise UserError(
+                f"search.judge: `{self.search.judge}` is the only evaluation, and nothing would be left to report. Add "
+                "another, which asks other questions."
+            )
         return self
 
 

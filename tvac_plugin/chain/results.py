@@ -27,16 +27,30 @@ from tvac_plugin.provenance.trace import TRACE_FILE
 from tvac_plugin.report.pages import FORMAT, RESULTS_FILE
 
 
-def collect(plan: ChainPlan, states: Mapping[str, JobState]) -> dict[str, Any]:
+def collect(
+    plan: ChainPlan, states: Mapping[str, JobState], *, search: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Gathers the results of a chain and writes them to its `results.json`.
 
     Everything but `jobs.*.seconds` and `jobs.*.peak_memory_mb` is the same whenever the chain is run again.
+
+    Args:
+        plan: What was run.
+        states: How each of its jobs ended.
+        search: How the settings of its arms were found; `None` where they were given.
     """
+    results = gather(plan, states) | ({"search": dict(search)} if search is not None else {})
+    write_json(plan.root / RESULTS_FILE, results)
+    return results
+
+
+def gather(plan: ChainPlan, states: Mapping[str, JobState]) -> dict[str, Any]:
+    """The results of a chain, which are written nowhere."""
     utility = plan.chain.recipe.utility or DEFAULT_UTILITY
     cells = [_cell(plan, params, ids, states) for params, ids in plan.cells]
     for cell, readings in zip(cells, matched_utility(cells, utility), strict=True):
         cell["matched_utility"] = readings
-    results = {
+    return {
         "format": FORMAT,
         "asked": plan.chain.recipe.model_dump(),
         "versions": versions(),
@@ -46,8 +60,6 @@ def collect(plan: ChainPlan, states: Mapping[str, JobState]) -> dict[str, Any]:
         "summary": summarise(cells, utility),
         "jobs": {job.id: _job(job, states[job.id]) for job in plan.jobs.values()},
     }
-    write_json(plan.root / RESULTS_FILE, results)
-    return results
 
 
 def _cell(plan: ChainPlan, params: Cell, ids: Mapping[str, str], states: Mapping[str, JobState]) -> dict[str, Any]:
@@ -56,7 +68,7 @@ def _cell(plan: ChainPlan, params: Cell, ids: Mapping[str, str], states: Mapping
     ]
     cell: dict[str, Any] = {
         "params": params, "arm": arm_keys(plan.chain.recipe, params), "conditions": conditions(plan.chain, params),
-        "defenses": _defenses(plan, ids), "skipped": _skipped(plan, ids), "roles": _roles(plan, ids),
+        "defenses": defenses_of(plan, ids), "skipped": _skipped(plan, ids), "roles": _roles(plan, ids),
         "status": "failed" if problems else "finished", "problems": problems,
         "jobs": dict(ids), "models": {}, "curves": {}, "starts": {}, "attack_cost": {}, "samples": {},
     }  # fmt: skip
@@ -95,7 +107,7 @@ def _base_model(plan: ChainPlan, job_id: str) -> str:
     return str(plan.jobs[job_id].recipe["base_model"])
 
 
-def _defenses(plan: ChainPlan, ids: Mapping[str, str]) -> dict[str, str]:
+def defenses_of(plan: ChainPlan, ids: Mapping[str, str]) -> dict[str, str]:
     """What defends the models of a cell, by stage."""
     jobs = [plan.jobs[job_id] for job_id in ids.values()]
     trained = {

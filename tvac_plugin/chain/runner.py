@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from shutil import rmtree
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ class _Run:
         self._say_line = say
         self._num_parallel = num_parallel
         self._threads = plan.chain.recipe.threads_per_job or max(1, (os.cpu_count() or 1) // num_parallel)
-        self._waiting = list(plan.jobs)
+        self._waiting = list(plan.jobs) if num_parallel == 1 else _longest_first(plan.jobs)
         self._running: dict[str, _Started] = {}
         self._states: dict[str, JobState] = {}
         self._told = time.monotonic()
@@ -142,6 +142,15 @@ class _Run:
 
     def _say(self, job: Job, text: str) -> None:
         self._say_line(f"[{self._numbers[job.id]}/{len(self._jobs)}] {job.id}: {text}")
+
+
+def _longest_first(jobs: Mapping[str, Job]) -> list[str]:
+    """Ids with those first that the longest row of jobs waits for, so that no such row is left for the end."""
+    length = dict.fromkeys(jobs, 1)
+    for job in reversed(list(jobs.values())):
+        for parent in job.parents:
+            length[parent] = max(length[parent], length[job.id] + 1)
+    return sorted(jobs, key=lambda job_id: -length[job_id])
 
 
 def _clear(job: Job) -> None:

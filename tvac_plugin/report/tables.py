@@ -131,9 +131,23 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: layers drawn, times: {times}.")
         if (facts.get("safety_defense") or {}).get("measured_batches"):
             lines.append(f"{name}: {share_defended(facts['safety_defense'])}")
+    lines += _found_settings(results.get("search"))
     for found in results["cells"]:
         lines += [f"{label(found)}: FAILED. {problem}" for problem in found["problems"]]
     return lines
+
+
+def _found_settings(search: Mapping[str, Any] | None) -> Iterator[str]:
+    """Which settings were found by trial, and among how many."""
+    if search is None:
+        return
+    for found in search["arms"]:
+        chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in found["chosen"].items())
+        counted = sum(trial["why"] is None for trial in found["trials"])
+        yield (
+            f"{found['arm'].get('safety_defense', 'arm')}: {chosen} is the best of {len(found['trials'])} trials, of "
+            f"which {counted} count, as `{search['judge']}` decided on questions of its own."
+        )
 
 
 def _costs(entry: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
