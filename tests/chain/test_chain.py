@@ -15,6 +15,7 @@ from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.chain.jobs import ChainPlan
 from tvac_plugin.chain.recipe import read_chain
 from tvac_plugin.cli import tvac
+from tvac_plugin.recipes import reading
 from tvac_plugin.report.terminal import chain_table
 
 
@@ -216,7 +217,8 @@ def test_two_runs_of_one_chain_are_refused(chain, tmp_path):
         ({"align": {"datasets": [{"path": "gone.jsonl"}]}}, "align: datasets: gone.jsonl does not exist"),
     ],
 )
-def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, changes, message):
+def test_a_chain_that_cannot_run_is_refused_before_it_starts(chain, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(reading, "loads_installed_plugins", lambda: False)
     result = CliRunner().invoke(tvac, ["run", str(chain(**changes))])
     assert result.exit_code == 1, result.output
     assert message in result.output

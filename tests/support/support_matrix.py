@@ -194,7 +194,7 @@ HOSTS: tuple[HostRun, ...] = (
     HostRun(
         "Axolotl 0.21.0, Python 3.12, torch 2.14.1, transformers 5.20.1, TRL 1.14.1, PEFT 0.21.2 "
         "(`constraints-3.12.txt`)",
-        "The tests of `make hosts`, and those of recipes' safety; not the slow tests, and not the demo.",
+        "The default tests and the demo; for every change the tests of `make hosts`. Not the slow tests.",
         "Qwen3-Next and Qwen3.5 on CPUs while flash-linear-attention is installed, whose kernels need a GPU.",
     ),
     HostRun("Axolotl 0.20.0", "Nothing. Its source was read: it loads plugins as 0.19 does.", "Unknown."),
