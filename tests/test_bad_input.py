@@ -118,7 +118,7 @@ def test_any_file_is_read_or_refused_by_name(values, noise):
         assert isinstance(recipe, dict)
         return
     assert error.startswith(str(path))
-    assert re.search(r"(Correct|Write) .+\.$", error, re.DOTALL)
+    assert re.search(r"(Correct|Write|Line it up|Indent|Close|Put) .+\.$", error, re.DOTALL)
 
 
 PATHS = []

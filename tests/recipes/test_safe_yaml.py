@@ -25,7 +25,7 @@ REFUSED = {
     "not far enough": ("a:\n  b: 1\n c: 2\n", "line 3 is indented unlike the lines that it belongs to. Line it up"),
     "list": ("a: 1\n- b\n", "line 2 begins a list where a key is expected. Indent it below the key"),
     "no colon": ("a: 1\nb 2\nc: 3\n", "line 2 is no `key: value`. Write the colon"),
-    "reserved": ("a: 1\nb: @x\n", "line 2 has a value that must be in quotes"),
+    "reserved": ("a: 1\nb: @x\n", "line 2 has a value that cannot stand alone"),
     "two documents": ("a: 1\n---\nb: 2\n", "line 1: expected a single document in the stream, line 2: but found"),
     "itself": ("a: &a [*a]\n", "line 1: it contains itself"),
     "itself, merged": ("a: &a {<<: *a}\n", "line 1: it contains itself"),

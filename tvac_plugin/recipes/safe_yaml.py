@@ -12,7 +12,7 @@ from tvac_plugin.boundary.errors import UserError
 _UNLIKE = "is indented unlike the lines that it belongs to. Line it up with them."
 _SLIPS = {
     "mapping values are not allowed": "is indented too far, has a second colon (then put its value in quotes), or "
-    "the line above it lacks its colon.",
+    "the line above it lacks its colon. Correct that.",
     "but found '<block mapping start>'": _UNLIKE,
     "but found '<block sequence start>'": _UNLIKE,
     "but found '-'": "begins a list where a key is expected. Indent it below the key that it belongs to.",
@@ -20,7 +20,7 @@ _SLIPS = {
     "but got '<stream end>'": "opens a bracket that is never closed. Close it.",
     "found unexpected end of stream": "opens a quote that is never closed. Close it.",
     "character '\\t'": "begins with a tab. Indent with spaces.",
-    "that cannot start any token": "has a value that must be in quotes, because of the character it begins with.",
+    "that cannot start any token": "has a value that cannot stand alone, for what it begins with. Put it in quotes.",
 }
 """What is wrong with a line, by what PyYAML says; where it says more, the line where the trouble began."""
 
