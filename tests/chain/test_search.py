@@ -124,7 +124,7 @@ def test_a_trial_that_fails_is_passed_over_and_said(searching):
     assert failed
     assert all(trial["score"] is None and "told to fail" in trial["why"] for trial in failed)
     always = {"safety_defense": "vaccine", "align.fail": {"one_of": [True, 1]}}
-    with pytest.raises(UserError, match="none of 3 trials of .* counts; the last: .*told to fail"):
+    with pytest.raises(UserError, match="all 3 trials of .* failed; the last: .*told to fail"):
         fake.run(searching(arms=({"safety_defense": "none"}, always)))
 
 
@@ -186,7 +186,8 @@ def test_a_search_that_cannot_work_is_refused(searching, name):
 PROBLEMS = {
     "the reported questions": ({"validate": JUDGE}, "asks the harmful questions of `judge`, so settings would be"),
     "no attacked model": ({"stage": VALIDATE | {"models": ["align"]}}, "evaluates no attacked model"),
-    "not measured": ({"search": SEARCH | {"keep": {"benign": 90.0}}}, "search.keep: `validate` does not measure"),
+    "not measured": ({"search": SEARCH | {"keep": {"benign": 90.0}}}, "`benign` is not in `accuracy:` of `validate`"),
+    "no harm measured": ({"validate": {"output_dir": "unused"}}, "`validate` does not measure `harmful_score`"),
     "nothing undefended": ({"arms": [OPEN]}, "no arm is undefended, and trials are compared with one"),
     "a value that no defense takes": (
         {"arms": [{"safety_defense": "none"}, OPEN | {"align.vaccine.rho": {"low": 0.0, "high": 3.0}}]}, "align: ",

@@ -74,7 +74,7 @@ def run_chain(
         What is in `results.json`.
 
     Raises:
-        UserError: No trial of an arm counts, or the chain is already running.
+        UserError: All trials of an arm failed, or the chain is already running.
     """
     from tvac_plugin.chain.jobs import ChainPlan
     from tvac_plugin.chain.results import collect, gather

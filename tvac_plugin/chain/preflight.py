@@ -49,9 +49,11 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
                 f"search.judge: `{search.judge}` asks the harmful questions of `{other.name}`, so settings would be "
                 "fitted to what they are reported on. Give it others."
             )
-    measures = {*(asked.get("accuracy") or {}), *({"over_refusal"} & asked.keys())}
+    if not asked.get("harmful_score"):
+        problems.append(f"search.judge: `{search.judge}` does not measure `harmful_score`, which decides. Add it.")
+    measures = asked.get("accuracy") or {}
     problems += [
-        f"search.keep: `{search.judge}` does not measure `{name}`.{did_you_mean(name, measures)}"
+        f"search.keep: `{name}` is not in `accuracy:` of `{search.judge}`.{did_you_mean(name, measures)}"
         for name in search.keep
         if name not in measures
     ]

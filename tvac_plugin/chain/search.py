@@ -51,7 +51,7 @@ class Found:
     Attributes:
         arm: As the recipe has it.
         trials: In their order.
-        chosen: The values of the best.
+        chosen: The values of the best; of equal ones, of the first.
     """
 
     arm: dict[str, Any]
@@ -75,7 +75,7 @@ def searched(
         The chain with all arms closed and without the stage that decided, and what was tried as JSON values.
 
     Raises:
-        UserError: No trial of an arm counts, the undefended arm failed, or Optuna is not installed.
+        UserError: All trials of an arm failed, the undefended arm did, or Optuna is not installed.
     """
     search, found, arms = _search(chain), list[Found](), []
     for arm in chain.recipe.arms or []:
@@ -157,13 +157,13 @@ def _of_arm(chain: Chain, arm: Arm, run: Callable[[Chain], Sequence[Cell]], say:
         failed = optuna.trial.TrialState.FAIL if trial.score is None else None
         study.tell(asked, trial.score, state=failed)
         trials.append(trial)
-    counted = [trial for trial in trials if trial.score is not None and trial.score < _WORST]
-    if not counted:
+    finished = [(trial.score, number) for number, trial in enumerate(trials) if trial.score is not None]
+    if not finished:
         raise UserError(
-            f"search: none of {search.trials} trials of {_words(arm)} counts; the last: {trials[-1].why}. Open other "
-            "values, or lower `keep:`."
+            f"search: all {search.trials} trials of {_words(arm)} failed; the last: {trials[-1].why}. Correct that, or "
+            "open other values."
         )
-    return Found(dict(arm), trials, min(counted, key=lambda trial: trial.score or 0.0).values)
+    return Found(dict(arm), trials, trials[min(finished)[1]].values)
 
 
 def _own_settings(chain: Chain, spaces: Mapping[str, Range | Choice]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Range(Block):
         if self.is_whole:
             whole: int = trial.suggest_int(key, self.low, self.high, log=self.log)
             return whole
-        return float(f"{trial.suggest_float(key, self.low, self.high, log=self.log):.{_DIGITS}g}")
+        rounded = float(f"{trial.suggest_float(key, self.low, self.high, log=self.log):.{_DIGITS}g}")
+        return min(max(rounded, self.low), self.high)
 
     def ends(self) -> tuple[Any, Any]:
         """Values between which all others are."""
