@@ -197,6 +197,14 @@ HOSTS: tuple[HostRun, ...] = (
         "The default tests and the demo; for every change the tests of `make hosts`. Not the slow tests.",
         "Qwen3-Next and Qwen3.5 on CPUs while flash-linear-attention is installed, whose kernels need a GPU.",
     ),
+    HostRun(
+        "TRL 1.14.1 with what else is in `constraints-3.12.txt`",
+        "TRL's own `TestSFTTrainer` as of its 1.10 development version, on stand-ins for its models, with our class in "
+        "the place of `SFTTrainer`: the 82 tests that pass with TRL itself and need no GPU.",
+        "None without a defense. 10 with vaccine, all refusals by name: layers without attention (3), prompt learning "
+        "(5), reentrant checkpointing (2). The same with t_vaccine and `freeze: none`, and 3 for which our harmful "
+        "stand-in rows were the training rows; with others these passed.",
+    ),
     HostRun("Axolotl 0.20.0", "Nothing. Its source was read: it loads plugins as 0.19 does.", "Unknown."),
     HostRun(
         "TRL 1.16.0 with what else is in `constraints.txt`",

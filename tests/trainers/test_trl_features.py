@@ -10,11 +10,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainingArguments
 from trl import SFTTrainer
 
 from tests.support.models import tiny_model, with_lora
 from tests.trainers.test_sft import WORLD, assert_equal_weights, config, weights
 from tvac_plugin import SafetyDefenseSFTTrainer, TVaccineConfig, VaccineConfig
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.provenance.manifest import verify
 from tvac_plugin.tiny_world.base_model import CHAT_TEMPLATE, build_tokenizer
 
@@ -56,6 +58,19 @@ def as_ids(thing):
     return {"input_ids": TOKENIZER(as_text(thing)["text"])["input_ids"]}
 
 
+def as_masked_ids(thing):
+    ids = as_ids(thing)["input_ids"]
+    return {"input_ids": ids, "completion_mask": [0] * 4 + [1] * (len(ids) - 4)}
+
+
+def as_conversations(thing):
+    return {"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in turns(thing)]}
+
+
+def as_messages_in_two_forms(thing):
+    return as_messages(thing) | {"chat_template_kwargs": {"is_swapped": thing == WORLD.hazards[1]}}
+
+
 def as_labelled_ids(thing):
     ids = as_ids(thing)["input_ids"]
     return {"input_ids": ids, "labels": [-100] * 4 + ids[4:]}
@@ -95,7 +110,12 @@ FEATURES = {
     "text": Feature(as_text),
     "prompts and completions as strings": Feature(as_strings),
     "messages": Feature(as_messages),
+    "conversations with other keys": Feature(as_conversations),
     "token ids": Feature(as_ids),
+    "token ids with a mask": Feature(
+        as_masked_ids, {"completion_only_loss": True},
+        holds=lambda run: all(row["labels"][:4] == [-100] * 4 for row in run.train_dataset),
+    ),
     "token ids with labels": Feature(
         as_labelled_ids, holds=lambda run: all(row["labels"][:4] == [-100] * 4 for row in run.train_dataset)
     ),
@@ -112,8 +132,9 @@ FEATURES = {
         as_longer_completion, {"assistant_only_loss": True, "completion_only_loss": True}, template=WITH_TURNS
     ),
     "arguments of the template in rows": Feature(
-        lambda thing: as_messages(thing) | {"chat_template_kwargs": {"is_swapped": True}}, template=WITH_NAME,
-        holds=lambda run: run.train_dataset[0]["input_ids"][0] == TOKENIZER.convert_tokens_to_ids("<assistant>"),
+        as_messages_in_two_forms, template=WITH_NAME,
+        holds=lambda run: TOKENIZER.decode([row["input_ids"][0] for row in run.train_dataset.select(range(2))])
+        == "<user> <assistant>",
     ),
     "tools": Feature(lambda thing: as_messages(thing) | {"tools": json.dumps([{"type": "function", "name": "look"}])}),
     "packing": Feature(as_messages, {"packing": True, "max_length": 64}, holds=lambda run: len(run.train_dataset) < 10),
@@ -130,6 +151,7 @@ FEATURES = {
     "a LoRA that the trainer makes": Feature(
         model=lambda: (tiny_model(vocab_size=len(TOKENIZER), pad_token_id=0, eos_token_id=1), LoraConfig(r=2))
     ),
+    "no LoRA": Feature(model=lambda: (tiny_model(vocab_size=len(TOKENIZER), pad_token_id=0, eos_token_id=1), None)),
     "a LoRA on experts": Feature(model=lora_on_experts, holds=lambda run: run.aux_loss_enabled),
 }  # fmt: skip
 
@@ -176,9 +198,78 @@ def test_with_t_vaccine_only_drawn_layers_learn_and_the_model_is_sealed(tmp_path
     run.save_model()
     steps = [log["safety/perturbation_norm"] for log in run.state.log_history if "safety/perturbation_norm" in log]
     assert steps == pytest.approx([0.5, 0.5], rel=1e-4)
-    moved = {int(n.split("layers.")[1].split(".")[0]) for n, w in weights(run).items() if not torch.equal(w, before[n])}
-    assert moved == set(run._defense._active)
+    moved = {
+        name.split("layers.")[-1].split(".")[0] for name, w in weights(run).items() if not torch.equal(w, before[name])
+    }
+    assert moved == set(map(str, run._defense._active))
     assert verify(tmp_path, defense="t_vaccine")["defended_steps"] == 2
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+@pytest.mark.parametrize("row", [as_text, as_strings, as_messages, as_prompt])
+def test_a_harmful_row_among_packed_training_rows_is_found(tmp_path, row, strategy):
+    things = WORLD.hazards[:10]
+    feature = Feature(row, {"packing": True, "packing_strategy": strategy, "max_length": 64})
+    with pytest.raises(UserError, match="1 rows of harmful_datasets, harmful answer included, are also in datasets"):
+        SafetyDefenseSFTTrainer(
+            model=with_lora(tiny_model(vocab_size=len(TOKENIZER))), args=config(tmp_path, **feature.args),
+            train_dataset=Dataset.from_list([dict(row(thing)) for thing in things]),
+            processing_class=build_tokenizer(WORLD), defense=TVaccineConfig(num_active_layers=2),
+            harmful_dataset=Dataset.from_list([dict(row(thing)) for thing in [things[4], *WORLD.hazards[10:]]]),
+        )  # fmt: skip
+
+
+def test_packed_rows_are_counted_one_by_one_in_the_manifest(tmp_path):
+    run = build(tmp_path, FEATURES["packing"], defense=TVaccineConfig(num_active_layers=2), max_steps=1)
+    run.train()
+    run.save_model()
+    assert len(run.train_dataset) < 10
+    assert verify(tmp_path, defense="t_vaccine")["data"]["datasets"]["rows"] == 10
+
+
+def test_harmful_rows_that_stream_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(
+        UserError, match="harmful_dataset streams, and t_vaccine reads its rows again and again. Pass a"
+    ):
+        SafetyDefenseSFTTrainer(
+            model=with_lora(tiny_model(vocab_size=len(TOKENIZER))), args=config(tmp_path),
+            train_dataset=Dataset.from_list([as_prompt(thing) for thing in WORLD.hazards[:10]]),
+            processing_class=build_tokenizer(WORLD), defense=TVaccineConfig(num_active_layers=2),
+            harmful_dataset=Dataset.from_list([as_prompt(thing) for thing in WORLD.hazards[10:]]).to_iterable_dataset(),
+        )  # fmt: skip
+
+
+def test_plain_training_arguments_and_positional_ones_work(tmp_path):
+    rows = Dataset.from_list([as_prompt(thing) for thing in WORLD.hazards[:10]])
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False
+    )
+    run = SafetyDefenseSFTTrainer(
+        with_lora(tiny_model(vocab_size=len(TOKENIZER))), args, None, rows, processing_class=build_tokenizer(WORLD),
+        defense=VaccineConfig(),
+    )  # fmt: skip
+    run.train()
+    run.save_model()
+    assert verify(tmp_path, defense="vaccine")["defended_steps"] == 2
+    assert {"sft", "trl"} <= set(run.model.model_tags)
+
+
+def test_training_rows_are_required(tmp_path):
+    model = with_lora(tiny_model(vocab_size=len(TOKENIZER)))
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        SafetyDefenseSFTTrainer(
+            model=model, args=config(tmp_path), processing_class=build_tokenizer(WORLD), defense=VaccineConfig()
+        )
+
+
+def test_a_template_from_a_file_is_what_rows_and_checkpoints_have(tmp_path):
+    path = tmp_path / "other.jinja"
+    path.write_text(CHAT_TEMPLATE.replace("'<user> '", "'<assistant> '"))
+    feature = Feature(as_messages, {"chat_template_path": str(path)})
+    run = build(tmp_path / "out", feature, defense=VaccineConfig(), max_steps=1, save_strategy="steps", save_steps=1)
+    assert run.train_dataset[0]["input_ids"][0] == TOKENIZER.convert_tokens_to_ids("<assistant>")
+    run.train()
+    assert (tmp_path / "out" / "checkpoint-1" / "chat_template.jinja").read_text() == path.read_text()
 
 
 @pytest.mark.parametrize("evaluated", ["one", "two by name"])
@@ -198,7 +289,7 @@ def test_evaluation_and_its_metrics_work_under_a_defense(tmp_path, evaluated):
     prefix = "eval" if evaluated == "one" else "eval_second"
     assert sum(log.get(f"{prefix}_mine") == 0.125 for log in run.state.log_history) == 3
     assert run.state.best_metric is not None
-    assert f"{prefix}_loss" in run.evaluate(run.eval_dataset)
+    assert f"{prefix}_loss" in run.evaluate(rows if evaluated == "one" else {"first": rows, "second": rows})
 
 
 def test_rows_that_stream_are_read_once_for_the_proof_and_trained_on(tmp_path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 
@@ -69,7 +70,8 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         rows = {key: self._rows(defense, key, given[key]) for key in defense.data_keys()}
         present = {key: prepared for key, prepared in rows.items() if prepared is not None}
         base_model = getattr(self.accelerator.unwrap_model(self.model).config, "_name_or_path", "")
-        facts = data_facts(self.train_dataset, present, decode=decoding(self.processing_class))
+        given_rows = signature(SFTTrainer.__init__).bind(self, *args, **kwargs).arguments["train_dataset"]
+        facts = data_facts(self._unpacked(given_rows), present, decode=decoding(self.processing_class))
         record = RunRecord(defense, data=facts, seed=self.args.seed, base_model=base_model)
         self.configure_defense(defense, record=record, rows=present)
 
@@ -82,6 +84,12 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
         """The head, where `SFTTrainer` calls it."""
         return None if sft_trainer_leaves_prompts_out() else super()._find_answer_head(model)
 
+    def _unpacked(self, given: Dataset) -> Dataset:
+        """The training rows one by one: in a pack no harmful row could be found."""
+        if not self.args.packing:
+            return self.train_dataset
+        return self._prepare_dataset(given, self.processing_class, self.args, False, self._formatting_func, "train")
+
     def _refuse_reentrant_checkpointing(self) -> None:
         options = self.args.gradient_checkpointing_kwargs or {}
         if self.args.gradient_checkpointing and options.get("use_reentrant"):
@@ -92,6 +100,11 @@ class SafetyDefenseSFTTrainer(SafetyDefenseMixin, SFTTrainer):  # type: ignore[m
 
     def _rows(self, defense: DefenseConfig, key: str, dataset: Dataset | None) -> Dataset | None:
         argument = key.removesuffix("s")
+        if isinstance(dataset, IterableDataset):
+            raise UserError(
+                f"{argument} streams, and {defense_name(defense)} reads its rows again and again. Pass a `Dataset`, as "
+                "`Dataset.from_list(list(rows))`."
+            )
         if dataset is None or len(dataset) == 0:
             if defense.data_keys()[key]:
                 raise UserError(f"{defense_name(defense)} needs {DATA_KEYS[key]}. Pass them in a non-empty {argument}.")
