@@ -102,12 +102,23 @@ def single_runs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def label(entry: Mapping[str, Any]) -> str:
-    """A cell, or a group of cells, in words: its arm as `t_vaccine + stage.key=1`, then its other keys."""
+    """A cell, or a group of cells, in words: its arm as `t_vaccine + rho=1 + stage.key=2`, then its other keys."""
     params = entry["params"]
     arm = [key for key in params if key in entry["arm"] or key == "safety_defense"]
-    arm_words = [f"{params[key]}" if key == "safety_defense" else f"{key}={params[key]}" for key in arm]
+    short = [_without_defense(key, str(params.get("safety_defense"))) for key in arm]
+    names = short if len({*short}) == len(short) else arm
+    arm_words = [
+        f"{params[key]}" if key == "safety_defense" else f"{name}={params[key]}"
+        for key, name in zip(arm, names, strict=True)
+    ]
     others = [f"{key} {value}" for key, value in params.items() if key not in arm]
     return ", ".join(filter(None, [" + ".join(arm_words), *others])) or "all"
+
+
+def _without_defense(key: str, defense: str) -> str:
+    """A key of the block of a run's own defense without stage and block."""
+    _, _, inner = key.partition(".")
+    return inner.removeprefix(f"{defense}.") if inner.startswith(f"{defense}.") else key
 
 
 def model_label(entry: Mapping[str, Any], name: str) -> str:
