@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,14 @@ def test_nothing_is_fetched_from_elsewhere(site):
         text = page.read_text()
         for tag in ('<script src="http', '<link rel="stylesheet" href="http', '<img src="http'):
             assert tag not in text, page
+
+
+PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_numbered_list_does_not_begin_again_after_a_block_of_code(site, page):
+    prose = re.sub(r"^( *)```.*?^\1```$", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    folder = page.parent if page.stem == "index" else page.with_suffix("")
+    html = (site / folder / "index.html").read_text()
+    assert html.count("<ol>") == len(re.findall(r"^1\. ", prose, flags=re.MULTILINE)), page
