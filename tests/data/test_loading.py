@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from axolotl.utils.data import sft
 from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from tvac_plugin.boundary.errors import UserError
@@ -25,6 +26,17 @@ def test_its_rows_are_neither_saved_nor_pushed_to_the_hub(cfg, workspace, tmp_pa
     rows = tokenize(cfg, AutoTokenizer.from_pretrained(workspace.root / "base"), "harmful_datasets")
     assert len(rows) == 12
     assert not [path for path in (tmp_path / "prepared").rglob("*") if path.suffix in (".arrow", ".json")]
+
+
+def test_axolotl_preprocess_saves_them_and_pushes_them_nowhere_either(cfg, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(Dataset, "push_to_hub", lambda *_args, **_options: pytest.fail("pushed"))
+    tokenizer = AutoTokenizer.from_pretrained(workspace.root / "base")
+    cfg.is_preprocess = True
+    before = tokenize(cfg, tokenizer, "harmful_datasets")
+    assert len([path for path in (tmp_path / "prepared").rglob("*") if path.suffix == ".arrow"]) == 1
+    cfg.is_preprocess = None
+    monkeypatch.setattr(sft, "_load_raw_datasets", lambda *_: pytest.fail("tokenized again"))
+    assert tokenize(cfg, tokenizer, "harmful_datasets")["input_ids"] == before["input_ids"]
 
 
 def test_axolotl_saves_its_own_rows_as_before_whatever_happened(cfg, workspace):

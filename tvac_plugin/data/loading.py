@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta
@@ -137,11 +137,12 @@ def tokenize(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, key: str) -> 
             "streaming": False,
             "pretraining_dataset": None,
             "shuffle_merged_datasets": False,
+            "push_dataset_to_hub": None,
         }
     )
     normalize_cfg_datasets(alone)
     try:
-        with _unsaved():
+        with nullcontext() if cfg.is_preprocess else _unsaved():
             rows, *_ = prepare_datasets(alone, tokenizer)
     except Exception as error:  # of any strategy that the recipe names
         raise UserError(
