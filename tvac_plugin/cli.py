@@ -78,7 +78,8 @@ def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
         raise UserError(f"{recipe} would not train as it says:\n{bullets(result.problems)}")
     for line in defense_advice(settings):
         click.echo(printable(f"{recipe}: {line}"), err=True)
-    click.echo(f"{recipe}: would train as it says, with safety_defense: {settings['safety_defense']}.")
+    but = f"; {len(result.warnings)} warnings stand below" if result.warnings else ""
+    click.echo(f"{recipe}: would train as it says, with safety_defense: {settings['safety_defense']}{but}.")
     for title, found in (("What will happen", result.outlook), ("Data", result.facts)):
         if found:
             click.echo(printable(f"{title}:\n{json.dumps(found, indent=2)}"))

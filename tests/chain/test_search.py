@@ -10,6 +10,7 @@ import yaml
 
 from tests.chain import fake
 from tests.chain.conftest import JUDGE, STAGES, started
+from tests.support.models import tiny_model
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.chain.preflight import chain_problems
 from tvac_plugin.chain.recipe import read_chain
@@ -19,6 +20,7 @@ from tvac_plugin.report.tables import sentences
 
 RHO = {"low": 0.3, "high": 30.0, "log": True}
 OPEN = {"safety_defense": "vaccine", "align.vaccine.rho": RHO}
+LAYERS = {"safety_defense": "t_vaccine", "align.t_vaccine.num_active_layers": {"low": 1, "high": 9}}
 SEARCH = {"trials": 3, "judge": "validate"}
 VALIDATE = {"name": "validate", "evaluate": "validate.yml", "models": ["align", "attack"], "checkpoints": True}
 HELD_OUT = {"harmful_score": {"judge": "exact", "prompts": {"path": "others.jsonl"}}, "output_dir": "unused"}
@@ -187,6 +189,14 @@ PROBLEMS = {
     "the reported questions": ({"validate": JUDGE}, "asks the harmful questions of `judge`, so settings would be"),
     "no attacked model": ({"stage": VALIDATE | {"models": ["align"]}}, "evaluates no attacked model"),
     "not measured": ({"search": SEARCH | {"keep": {"benign": 90.0}}}, "`benign` is not in `accuracy:` of `validate`"),
+    "rows that are trained on": (
+        {"validate": {"harmful_score": {"judge": "exact", "prompts": {"path": "h"}}, "output_dir": "unused"}},
+        "`validate` asks the rows of h, which `attack` reads",
+    ),
+    "more layers than there are": (
+        {"arms": [{"safety_defense": "none"}, LAYERS], "align": {"harmful_datasets": [{"path": "some/rows"}]}},
+        "is more than the model's 4 layers",
+    ),
     "no harm measured": ({"validate": {"output_dir": "unused"}}, "`validate` does not measure `harmful_score`"),
     "nothing undefended": ({"arms": [OPEN]}, "no arm is undefended, and trials are compared with one"),
     "a value that no defense takes": (
@@ -196,9 +206,10 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_what_the_preflight_finds_in_a_search(searching, name):
+def test_what_the_preflight_finds_in_a_search(searching, tmp_path, name):
     changes, message = PROBLEMS[name]
     assert chain_problems(read_chain(searching())) == []
+    tiny_model().config.save_pretrained(tmp_path / "base")
     found = chain_problems(read_chain(searching(**changes)))
     assert any(message in problem for problem in found), found
 

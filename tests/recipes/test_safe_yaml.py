@@ -22,7 +22,7 @@ REFUSED = {
     "tab": ("a:\n\tb: 1\n", "line 2 begins with a tab. Indent with spaces."),
     "too far": ("a:\n  b: 1\n   c: 2\n", "line 3 is indented too far, has a second colon"),
     "second colon": ("a: b: c\n", "line 1 is indented too far, has a second colon"),
-    "not far enough": ("a:\n  b: 1\n c: 2\n", "line 3 is indented unlike the lines that it belongs to. Line it up"),
+    "not far enough": ("a:\n  b: 1\n c: 2\n", "line 3 or the one above it is indented unlike its neighbours"),
     "list": ("a: 1\n- b\n", "line 2 begins a list where a key is expected. Indent it below the key"),
     "no colon": ("a: 1\nb 2\nc: 3\n", "line 2 is no `key: value`. Write the colon"),
     "reserved": ("a: 1\nb: @x\n", "line 2 has a value that cannot stand alone"),

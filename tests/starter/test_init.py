@@ -98,13 +98,17 @@ def test_no_question_is_in_two_places(desk, shape):
 
 
 def test_few_rows_and_a_judge_that_must_be_downloaded_are_said(desk):
-    few, judge = start_chain(desk / "lora.yml", Given(HARMFUL)).cautions
+    few, judge, attack = start_chain(desk / "lora.yml", Given(HARMFUL)).cautions
     asked = len(questions(desk / "lora_defended" / "data" / "eval_harmful.jsonl"))
     assert few.startswith(
         f"{asked} harmful prompts are asked, so a rate is known to about {98 / asked**0.5:.0f} points"
     )
+    user = read_recipe(desk / "lora_defended" / "attack.yml")["simulated_user"]
+    assert (
+        f"The attack has {round(user['num_samples'] / 10)} harmful rows among {user['num_samples']}, a weak" in attack
+    )
     assert "takes from the hub, unless it is here already: domenicrosati/deberta" in judge
-    assert len(start_chain(desk / "full.yml", Given(HARMFUL, judge="keyword")).cautions) == 1
+    assert len(start_chain(desk / "full.yml", Given(HARMFUL, judge="keyword")).cautions) == 2
     assert len(start_chain(desk / "qlora.yml", Given(judge="keyword")).cautions) == 0
 
 

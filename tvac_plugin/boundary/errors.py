@@ -16,6 +16,8 @@ _NUMBER = re.compile(r"[-+]?\.?\d[\d.]*(e[-+]?\d+)?", re.IGNORECASE)
 _BOOLEANS = dict.fromkeys(("yes", "on", "true", "1"), "true") | dict.fromkeys(("no", "off", "false", "0"), "false")
 _EXAMPLES = {
     "float_type": "a number, as `{key}: 1.0`",
+    "float_parsing": "a number, as `{key}: 1.0`",
+    "int_parsing": "a whole number, as `{key}: 2`",
     "int_type": "a whole number, as `{key}: 2`",
     "int_from_float": "a whole number, as `{key}: 2`",
     "bool_type": "`{key}: true` or `{key}: false`",

@@ -40,6 +40,11 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
     if problems:
         raise UserError(f"{recipe} cannot run:\n{bullets(problems)}")
     if dry_run:
+        if chain.recipe.search is not None:
+            click.echo(
+                f"Of the search, {chain.recipe.search.trials} trials an arm, these are the ends of open values:",
+                err=True,
+            )
         for job in _first_jobs(chain).values():
             job.write_recipe()
             click.echo(shlex.join(job.command))

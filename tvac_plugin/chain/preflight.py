@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tvac_plugin.boundary.errors import did_you_mean, explain
+from tvac_plugin.args import defense_config
+from tvac_plugin.boundary.errors import UserError, did_you_mean, explain
 from tvac_plugin.boundary.files import DATA_SUFFIXES, is_missing_folder
 from tvac_plugin.boundary.paths import local_path
 from tvac_plugin.chain.jobs import ChainPlan, Job, is_defended
@@ -16,6 +17,7 @@ from tvac_plugin.chain.search import outer_chains, undefended_arms
 from tvac_plugin.check import own_problems
 from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
+from tvac_plugin.planner.model_config import load_model_config
 from tvac_plugin.recipes.reading import near_misses, plugin_problems
 
 
@@ -51,6 +53,12 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
             )
     if not asked.get("harmful_score"):
         problems.append(f"search.judge: `{search.judge}` does not measure `harmful_score`, which decides. Add it.")
+    path = ((asked.get("harmful_score") or {}).get("prompts") or {}).get("path")
+    trained = [each.name for each in chain.recipe.stages if path in _data_paths(chain.recipes[each.name])]
+    problems += [
+        f"search.judge: `{search.judge}` asks the rows of {path}, which `{name}` reads. Give it others."
+        for name in trained
+    ]
     measures = asked.get("accuracy") or {}
     problems += [
         f"search.keep: `{name}` is not in `accuracy:` of `{search.judge}`.{did_you_mean(name, measures)}"
@@ -60,6 +68,13 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
     if not undefended_arms(chain):
         problems.append("search: no arm is undefended, and trials are compared with one. Add `safety_defense: none`.")
     return problems
+
+
+def _data_paths(recipe: Mapping[str, Any]) -> set[str]:
+    """The files that a training recipe reads rows from."""
+    blocks = recipe, recipe.get("simulated_user") or {}
+    keys = ("datasets", *DATA_KEYS, "task_datasets")
+    return {str(entry.get("path")) for block in blocks for key in keys for entry in block.get(key) or []}
 
 
 def _share_questions(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -91,6 +106,7 @@ def _utility_problems(plan: ChainPlan) -> list[str]:
 
 def _training_problems(job: Job) -> list[str]:
     problems = near_misses(job.recipe) + own_problems(job.recipe)
+    problems += [] if problems else _layer_problems(job.recipe)
     if is_defended(job.recipe) or "simulated_user" in job.recipe:
         problems += plugin_problems(job.recipe)
     base_model = str(job.recipe.get("base_model"))
@@ -105,6 +121,17 @@ def _training_problems(job: Job) -> list[str]:
                 if path is None or (path.suffix in DATA_SUFFIXES and not path.is_file()):
                     problems.append(f"{where}{key}: {text} does not exist. Correct `path:`, or make the data first.")
     return problems
+
+
+def _layer_problems(recipe: Mapping[str, Any]) -> list[str]:
+    """What does not fit the number of the model's layers, where its shape is on this machine."""
+    config = defense_config(dict(recipe))
+    if config is None:
+        return []
+    try:
+        return config.model_problems(int(load_model_config(recipe).get_text_config().num_hidden_layers))
+    except (UserError, AttributeError):
+        return []
 
 
 def _evaluation_problems(job: Job) -> list[str]:

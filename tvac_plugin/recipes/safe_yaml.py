@@ -9,7 +9,7 @@ from yaml.composer import ComposerError
 
 from tvac_plugin.boundary.errors import UserError
 
-_UNLIKE = "is indented unlike the lines that it belongs to. Line it up with them."
+_UNLIKE = "or the one above it is indented unlike its neighbours, or lacks a space after a dash. Line it up with them."
 _SLIPS = {
     "mapping values are not allowed": "is indented too far, has a second colon (then put its value in quotes), or "
     "the line above it lacks its colon. Correct that.",

@@ -13,6 +13,7 @@ from tvac_plugin.starter.draft import ALIGN, CHAIN, Draft, comment, yaml_lines
 
 HARMFUL_RATIO, MOST_SAMPLES, EPOCHS = 0.1, 1000, 5
 _PAPERS_LAYERS = 8
+_FEW_HARMFUL = 10
 _NOT_IN_A_CHAIN = ("hub_model_id", "hub_strategy", "resume_from_checkpoint")
 _NOT_IN_AN_ATTACK = (
     *_NOT_IN_A_CHAIN, "datasets", "test_datasets", "max_steps", "eval_steps", "evals_per_epoch", "eval_strategy",
@@ -150,6 +151,18 @@ def _asked_entries(draft: Draft) -> list[dict[str, Any]]:
         draft.entry("harmful_probe"), draft.entry("eval_harmful"), *benign,
         *([draft.entry("eval_task")] if draft.material.task else []),
     ]  # fmt: skip
+
+
+def attack_cautions(draft: Draft) -> list[str]:
+    """What to know of the attack before the chain is run, one sentence each."""
+    samples = _num_samples(draft)
+    num_harmful = round(samples * HARMFUL_RATIO)
+    if not draft.material.attack or num_harmful >= _FEW_HARMFUL:
+        return []
+    more = "--task" if num_harmful < len(draft.material.attack) else "--harmful"
+    return [
+        f"The attack has {num_harmful} harmful rows among {samples}, a weak one. More rows in {more} make it stronger."
+    ]
 
 
 def _num_samples(draft: Draft) -> int:

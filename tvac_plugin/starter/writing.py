@@ -10,7 +10,7 @@ from tvac_plugin.starter.asking import chain_text, evaluate_text
 from tvac_plugin.starter.draft import ALIGN, ATTACK, CHAIN, EVALUATE, Draft
 from tvac_plugin.starter.material import Given, gather
 from tvac_plugin.starter.rows import evaluation_text, training_text
-from tvac_plugin.starter.training import align_text, attack_text
+from tvac_plugin.starter.training import align_text, attack_cautions, attack_text
 
 
 class Started(NamedTuple):
@@ -45,7 +45,9 @@ def start_chain(recipe: Path, given: Given, *, output: Path | None = None, overw
     draft = Draft(gather(recipe, given), recipe, _as_named(folder), given.judge)
     files = _files(draft)
     write_all(folder, files, overwrite=overwrite)
-    return Started([folder / name for name in files], folder / CHAIN, draft.missing(), draft.cautions())
+    return Started(
+        [folder / name for name in files], folder / CHAIN, draft.missing(), draft.cautions() + attack_cautions(draft)
+    )
 
 
 def _files(draft: Draft) -> dict[str, str]:
