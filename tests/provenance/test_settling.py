@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.provenance.test_manifest import record
-from tvac_plugin.provenance.manifest import described, verify
+from tvac_plugin.provenance.manifest import described, not_known, verify
 from tvac_plugin.provenance.settling import settling
 
 
@@ -92,6 +92,16 @@ def test_the_manifest_and_a_warning_say_it(tmp_path, caplog, half_lives, settled
     assert ("training ended before its losses had settled: loss went from" in caplog.text) is not settled
     assert ("Train for more steps" in caplog.text) is not settled
     assert ("Its losses had not settled: loss went from" in described(manifest)) is not settled
+    assert not any("settled" in note for note in not_known(manifest))
+
+
+def test_a_run_too_short_to_tell_says_so(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    run = record(tmp_path)
+    run.look_at_log(log_of([3.0] * 19), is_last=True)
+    run.seal(tmp_path)
+    (note,) = [note for note in not_known(verify(tmp_path)) if "settled" in note]
+    assert note.startswith("Fewer than 20 losses were logged")
 
 
 def test_a_checkpoint_in_the_middle_of_a_run_warns_of_nothing(tmp_path, caplog):

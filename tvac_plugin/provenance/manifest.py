@@ -19,6 +19,7 @@ from tvac_plugin.boundary.files import write_json
 from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.provenance.model_files import base_hashes, file_hashes
 from tvac_plugin.provenance.run_identity import FORMAT
+from tvac_plugin.provenance.settling import LEAST_LOGGED
 from tvac_plugin.provenance.signature import KEY_VARIABLE, check_signature, sign, signing_key
 from tvac_plugin.provenance.trace import TRACE_FILE
 
@@ -168,6 +169,11 @@ def not_known(manifest: dict[str, Any], *, is_signed: bool = False) -> list[str]
         notes.append("The base model was not recorded file by file, so it could not be compared.")
     elif not base_hashes(base["name"]):
         notes.append(f"The base model {base['name']} is not on this machine, so it could not be compared.")
+    if "settled" in manifest and manifest["settled"] is None:
+        notes.append(
+            f"Fewer than {LEAST_LOGGED} losses were logged, too few to tell whether they had settled. Lower "
+            "`logging_steps:`, or train longer."
+        )
     if not is_signed:
         notes.append(
             f"Whoever can write to this folder can write another manifest; {KEY_VARIABLE} signs it, and --public-key "
