@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # `axolotl train` starts `accelerate`, which it looks for on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: venv demo demo-english test hosts host-tests slow check docs bench dist clean
+.PHONY: venv demo demo-english test hosts host-tests slow check docs bench gpu-check dist clean
 
 venv: $(READY)  ## The virtual environment alone, in .venv
 
@@ -58,6 +58,9 @@ docs: $(READY)  ## Write the generated reference pages, and the docs site to out
 
 bench: $(READY)  ## What a step of each defense costs, held against the stored baseline
 	axolotl tvac bench --output outputs/bench --baseline tvac_plugin/bench/baseline.json
+
+gpu-check: $(ENGLISH)  ## On a GPU: measure time and memory that were only predicted so far
+	python tools/gpu_check.py --output outputs/gpu_check
 
 dist: $(READY)  ## Build sdist and wheel in dist, and try the wheel in an environment of its own
 	rm -rf dist
