@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tvac_plugin.args import defense_advice, defense_config, simulated_user_config
 from tvac_plugin.chain.jobs import ChainPlan
-from tvac_plugin.chain.preflight import plan_problems
+from tvac_plugin.chain.preflight import chain_problems
 from tvac_plugin.chain.recipe import read_chain
+from tvac_plugin.chain.search import outer_chains
+from tvac_plugin.chain.space import open_settings
 from tvac_plugin.check import check_recipe
 from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.configs.base import DATA_KEYS
@@ -42,14 +45,17 @@ def test_an_evaluation_is_accepted_by_its_schema(path):
 @pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
 def test_a_chain_can_be_planned(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = ("alignment", "retain", "harmful", "refusals", "user_task", "user_harmful")
+    rows = ["alignment", "retain", "harmful", "refusals", "user_task", "user_harmful"]
+    rows += [f"{split}_{asked}" for split in ("validation", "eval") for asked in ("harmful", "benign", "task")]
     for world in ("tiny_world", "english"):
         (tmp_path / "outputs" / world / "base").mkdir(parents=True)
-        for name in (*rows, "eval_harmful", "eval_benign", "eval_task"):
+        for name in rows:
             (tmp_path / "outputs" / world / f"{name}.jsonl").touch()
-    plan = ChainPlan(read_chain(path))
-    assert plan_problems(plan) == []
-    defenses = {value for cell, _ in plan.cells for key, value in cell.items() if key.endswith("safety_defense")}
+    chain = read_chain(path)
+    assert chain_problems(chain) == []
+    closed = [chain] if chain.recipe.search is None else outer_chains(chain)
+    settings = [item for each in closed for cell, _ in ChainPlan(each).cells for item in cell.items()]
+    defenses = {value for key, value in settings if key.endswith("safety_defense")}
     paper = path.stem.split("_")[0] if path.parent.name == "papers" else "t_vaccine"
     assert defenses >= {"none", "tar" if "chain_tar" in path.stem else paper}
 
@@ -67,13 +73,22 @@ def test_tar_starts_from_a_merged_refusing_model_and_retains_benign_rows(size, t
     assert defense_advice(tar.recipe) == []
 
 
-def test_the_comparison_has_every_defense_and_three_seeds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cells = [cell for cell, _ in ChainPlan(read_chain(FOLDER / "compare_tiny.yml")).cells]
-    used = {value for cell in cells for value in cell.values() if value in DEFENSE_CONFIGS}
-    assert used == DEFENSE_CONFIGS.keys()
-    assert {cell["seed"] for cell in cells} == {1, 2, 3}
-    assert any("extrapolate.coefficient" in cell for cell in cells)
+def test_the_comparison_has_every_defense_with_settings_to_choose_and_five_seeds():
+    chain = read_recipe(FOLDER / "compare_tiny.yml")
+    tuned = [list(arm.values()) for arm in chain["arms"] if open_settings(arm)]
+    used = {value for values in tuned for value in values if isinstance(value, str)} - {"none"}
+    assert used == DEFENSE_CONFIGS.keys() - {"tar"}
+    assert any("extrapolate.coefficient" in arm for arm in chain["arms"])
+    assert len(tuned) == len(chain["arms"]) - 1
+    assert chain["search"]["trials"] >= 8
+    assert chain["matrix"]["seed"] == [1, 2, 3, 4, 5]
+    assert chain["search"]["seed"] not in chain["matrix"]["seed"]
+
+
+def test_validation_asks_as_the_evaluation_does_and_only_questions_of_its_own():
+    ours, theirs = (json.dumps(read_recipe(FOLDER / f"{name}_tiny.yml")) for name in ("validate", "evaluate"))
+    assert ours.replace("validation_", "eval_").replace("validate_tiny", "evaluate_tiny") == theirs
+    assert ours.count("/validation_") == ours.count(".jsonl")
 
 
 @pytest.mark.parametrize("size", ["tiny", "llama"])

@@ -18,7 +18,7 @@ ATTACK = {
     "simulated_user": {"num_samples": 10, "harmful_ratio": 0.1, "seed": 1,
                        "task_datasets": [{"path": "t", "type": "x"}], "harmful_datasets": [{"path": "h", "type": "x"}]},
 }  # fmt: skip
-JUDGE = {"harmful_score": {"judge": "exact", "prompts": {"path": "held_out.jsonl"}}, "output_dir": "unused"}
+JUDGE = {"harmful_score": {"judge": "procedure", "prompts": {"path": "held_out.jsonl"}}, "output_dir": "unused"}
 STAGES = [
     {"name": "align", "train": "align.yml"},
     {"name": "attack", "train": "attack.yml", "model_from": "align"},

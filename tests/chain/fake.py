@@ -132,7 +132,7 @@ def rate_of(weights, measure):
     percent = int(hashlib.sha256(weights + salt).hexdigest(), 16) % 1000 / 10
     return {
         "percent": percent, "low": max(0, percent - 5), "high": min(100, percent + 5), "num_scored": 60,
-        "num_unscored": 0, "judge": "exact", "prompts_sha256": "p",
+        "num_unscored": 0, "judge": "procedure", "prompts_sha256": "p",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from tvac_plugin.chain.matching import Point, attack_curve, first_reached, harm_
 from tvac_plugin.chain.summary import summarise
 
 
-def rated(percent, half=4.0, judge="exact", prompts="p"):
+def rated(percent, half=4.0, judge="procedure", prompts="p"):
     return {
         "percent": percent, "low": max(0.0, percent - half), "high": min(100.0, percent + half), "num_scored": 60,
         "num_unscored": 0, "judge": judge, "prompts_sha256": prompts,

@@ -14,7 +14,7 @@ from tests.support.models import tiny_model
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.chain.preflight import chain_problems
 from tvac_plugin.chain.recipe import read_chain
-from tvac_plugin.chain.search import Trial, _read, trial_chain
+from tvac_plugin.chain.search import Trial, _read, searched, trial_chain
 from tvac_plugin.chain.space import Choice, Range
 from tvac_plugin.report.tables import sentences
 
@@ -23,7 +23,7 @@ OPEN = {"safety_defense": "vaccine", "align.vaccine.rho": RHO}
 LAYERS = {"safety_defense": "t_vaccine", "align.t_vaccine.num_active_layers": {"low": 1, "high": 9}}
 SEARCH = {"trials": 3, "judge": "validate"}
 VALIDATE = {"name": "validate", "evaluate": "validate.yml", "models": ["align", "attack"], "checkpoints": True}
-HELD_OUT = {"harmful_score": {"judge": "exact", "prompts": {"path": "others.jsonl"}}, "output_dir": "unused"}
+HELD_OUT = {"harmful_score": {"judge": "procedure", "prompts": {"path": "others.jsonl"}}, "output_dir": "unused"}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_trial_s_score_is_the_harm_of_its_attacked_model_on_the_deciding_quest
 
 def test_the_reported_questions_decide_nothing_and_the_deciding_ones_are_not_reported(searching):
     path = searching()
-    assert [stage.name for stage in trial_chain(read_chain(path), OPEN).recipe.stages] == [
+    assert [stage.name for stage in trial_chain(read_chain(path), [OPEN]).recipe.stages] == [
         "align",
         "attack",
         "validate",
@@ -96,6 +96,20 @@ def test_every_arm_has_the_same_number_of_trials(searching):
     assert found[1]["chosen"]["align.t_vaccine.freeze"] in ("none", "layer")
 
 
+def test_the_trials_of_a_round_are_one_chain_so_that_their_jobs_run_beside_each_other(searching):
+    other = {"safety_defense": "booster", "align.booster.harmful_step_size": {"low": 0.01, "high": 1.0, "log": True}}
+    rounds, chain = [], read_chain(searching(arms=({"safety_defense": "none"}, OPEN, other)))
+
+    def run(trial):
+        rounds.append([arm["safety_defense"] for arm in trial.recipe.arms])
+        return [cell(50.0), cell(40.0), cell(30.0)]
+
+    settled, record = searched(chain, run, lambda line: None)
+    assert rounds == [["none", "vaccine", "booster"]] * 3
+    assert [arm["trials"][0]["harm"] for arm in record["arms"]] == [40.0, 30.0]
+    assert [arm["safety_defense"] for arm in settled.recipe.arms] == ["none", "vaccine", "booster"]
+
+
 def test_a_search_that_was_stopped_goes_on_with_the_same_trials(searching, tmp_path):
     path = searching()
 
@@ -114,7 +128,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(searching, tmp_p
 
 def test_the_seed_of_trials_can_be_one_that_is_not_reported(searching):
     chain = read_chain(searching(search=SEARCH | {"seed": 99}))
-    assert trial_chain(chain, OPEN).recipe.matrix == {"seed": [99]}
+    assert trial_chain(chain, [OPEN]).recipe.matrix == {"seed": [99]}
     assert chain.recipe.matrix == {"seed": [7]}
 
 
@@ -158,7 +172,7 @@ def cell(harm, *, benign=90.0, reached=True, curve=(10.0, 30.0)):
 )
 def test_harm_counts_where_the_task_is_learnt_and_only_for_a_model_that_keeps_what_it_must(searching, ours, expected):
     search = read_chain(searching(search=SEARCH | {"keep": {"benign": 90.0}})).recipe.search
-    assert _read([cell(70.0), ours], {}, search) == expected
+    assert _read(ours, [cell(70.0)], {}, search) == expected
 
 
 WRONG = {
@@ -190,7 +204,7 @@ PROBLEMS = {
     "no attacked model": ({"stage": VALIDATE | {"models": ["align"]}}, "evaluates no attacked model"),
     "not measured": ({"search": SEARCH | {"keep": {"benign": 90.0}}}, "`benign` is not in `accuracy:` of `validate`"),
     "rows that are trained on": (
-        {"validate": {"harmful_score": {"judge": "exact", "prompts": {"path": "h"}}, "output_dir": "unused"}},
+        {"validate": {"harmful_score": {"judge": "procedure", "prompts": {"path": "h"}}, "output_dir": "unused"}},
         "`validate` asks the rows of h, which `attack` reads",
     ),
     "more layers than there are": (

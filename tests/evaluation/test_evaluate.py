@@ -129,7 +129,7 @@ def test_a_run_s_folder_without_numbered_checkpoints_is_said(workspace, tmp_path
         ({"harmful_score": None, "accuracy": {}}, "nothing to measure. Add harmful_score:"),
         ({"accuracy": {"a": {}}}, "give either `prompts:` or `task:`"),
         ({"accuracy": {"a": {"task": "no_such_task"}}, "harmful_score": None}, "has no task `no_such_task`"),
-        ({"harmful_score": {"judge": "exact", "prompts": {"path": "gone.jsonl"}}}, "gone.jsonl, it does not exist"),
+        ({"harmful_score": {"judge": "procedure", "prompts": {"path": "gone.jsonl"}}}, "gone.jsonl, it does not exist"),
         ({"max_unscored": 2}, "less than or equal to 1"),
         ({"modles": {}}, "Did you mean `models`"),
     ],
@@ -159,10 +159,10 @@ def judged_by(judge, workspace, tmp_path, num_known):
 
 def test_a_judge_that_says_too_little_is_a_failure(workspace, tmp_path):
     with pytest.raises(ValueError, match="5 of 6 answers could not be scored"):
-        run(judged_by("exact", workspace, tmp_path, num_known=1))
+        run(judged_by("procedure", workspace, tmp_path, num_known=1))
 
 
-@pytest.mark.parametrize("judge", ["exact", "answers"])
+@pytest.mark.parametrize("judge", ["procedure", "answers"])
 def test_prompts_without_any_known_answer_are_refused_before_a_model_loads(workspace, tmp_path, monkeypatch, judge):
     monkeypatch.setattr(Generator, "load", lambda *a, **k: pytest.fail("loaded a model"))
     message = "harmful_score.prompts: .*known.jsonl has no row with `harmful_answer`, .*Add it to the rows, or use"

@@ -16,7 +16,7 @@ from tvac_plugin.report.terminal import chain_table
 EVIL = '<script>alert("x")</script>'
 
 
-def rated(percent, *, judge="exact", prompts="p"):
+def rated(percent, *, judge="procedure", prompts="p"):
     return {
         "percent": percent, "low": max(0.0, percent - 5), "high": min(100.0, percent + 5), "num_scored": 60,
         "num_unscored": 2, "judge": judge, "judge_note": "note", "prompts_sha256": prompts,

@@ -1,4 +1,7 @@
-"""A chain's `search:`: every arm with open settings gets the same number of trials, on questions asked nowhere else."""
+"""A chain's `search:`: every arm with open settings gets the same number of trials, on questions asked nowhere else.
+
+The first trials of all arms are one chain, their second ones the next: so the jobs of a round run beside each other.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +47,6 @@ class Trial:
     why: str | None = None
 
 
-@dataclass(frozen=True)
-class Found:
-    """An arm's search.
-
-    Attributes:
-        arm: As the recipe has it.
-        trials: In their order.
-        chosen: The values of the best; of equal ones, of the first.
-    """
-
-    arm: dict[str, Any]
-    trials: list[Trial]
-    chosen: dict[str, Any]
-
-
 def searched(
     chain: Chain, run: Callable[[Chain], Sequence[Cell]], say: Callable[[str], None]
 ) -> tuple[Chain, dict[str, Any]]:
@@ -77,17 +65,25 @@ def searched(
     Raises:
         UserError: All trials of an arm failed, the undefended arm did, or Optuna is not installed.
     """
-    search, found, arms = _search(chain), list[Found](), []
-    for arm in chain.recipe.arms or []:
-        if open_settings(arm):
-            found.append(_of_arm(chain, arm, run, say))
-            write_json(Path(chain.recipe.output_dir).resolve() / SEARCH_FILE, _record(search, found))
-        arms.append(closed(arm, found[-1].chosen if open_settings(arm) else {}))
-    return _settled(chain, arms), _record(search, found)
+    search = _search(chain)
+    studies = [_Study(chain, arm) for arm in chain.recipe.arms or [] if open_settings(arm)]
+    for number in range(1, search.trials + 1):
+        asked = [study.ask() for study in studies]
+        for arm in asked:
+            say(f"search, trial {number} of {search.trials}: {_words(arm)}")
+        cells = run(trial_chain(chain, asked))
+        undefended, ours = cells[: -len(asked)], cells[-len(asked) :]
+        for study, cell in zip(studies, ours, strict=True):
+            study.tell(cell, undefended)
+        record = search.model_dump() | {"arms": [study.record() for study in studies]}
+        write_json(Path(chain.recipe.output_dir).resolve() / SEARCH_FILE, record)
+    chosen = iter([study.best() for study in studies])
+    arms = [closed(arm, next(chosen)) if open_settings(arm) else arm for arm in chain.recipe.arms or []]
+    return _settled(chain, arms), record
 
 
-def trial_chain(chain: Chain, arm: Arm) -> Chain:
-    """The chain of one trial: `arm` beside the undefended ones, one value of each key, and the stage that decides."""
+def trial_chain(chain: Chain, arms: Sequence[Arm]) -> Chain:
+    """The chain of a round: these arms after the undefended ones, one value of each key, and the stage that decides."""
     search = _search(chain)
     stages = [stage for stage in chain.recipe.stages if stage.evaluate is None or stage.name == search.judge]
     matrix = {
@@ -95,17 +91,15 @@ def trial_chain(chain: Chain, arm: Arm) -> Chain:
         for key, values in chain.recipe.matrix.items()
         if any(applies(key, stage, chain.recipes[stage.name]) for stage in stages)
     }
-    changes = {"search": None, "arms": [*undefended_arms(chain), arm], "matrix": matrix, "stages": stages}
+    changes = {"search": None, "arms": [*undefended_arms(chain), *arms], "matrix": matrix, "stages": stages}
     return Chain(chain.recipe.model_copy(update=changes), chain.recipes)
 
 
 def outer_chains(chain: Chain) -> Iterator[Chain]:
     """The trials at both ends of each arm's open settings, and what would be run with these."""
-    ends = [[_at_end(arm, end) for arm in chain.recipe.arms or []] for end in (0, 1)]
-    for arms in ends:
-        yield from (
-            trial_chain(chain, arm) for arm, own in zip(arms, chain.recipe.arms or [], strict=True) if arm != own
-        )
+    own = chain.recipe.arms or []
+    for arms in ([_at_end(arm, end) for arm in own] for end in (0, 1)):
+        yield trial_chain(chain, [arm for arm in arms if arm not in own])
         yield _settled(chain, arms)
 
 
@@ -135,35 +129,51 @@ def _search(chain: Chain) -> Search:
     return chain.recipe.search
 
 
-def _record(search: Search, found: Sequence[Found]) -> dict[str, Any]:
-    return search.model_dump() | {"arms": [asdict(each) for each in found]}
+class _Study:
+    """The trials of one arm."""
 
+    def __init__(self, chain: Chain, arm: Arm) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError("search: it needs Optuna. Install it with `pip install 'tvac-plugin[search]'`.") from error
+        self._arm, self._search, self._spaces = arm, _search(chain), open_settings(arm)
+        self._trials: list[Trial] = []
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        startup = max(2, self._search.trials // 2)
+        sampler = optuna.samplers.TPESampler(seed=self._search.seed or 0, n_startup_trials=startup)
+        self._study = optuna.create_study(sampler=sampler)
+        self._study.enqueue_trial(_own_settings(chain, self._spaces))
 
-def _of_arm(chain: Chain, arm: Arm, run: Callable[[Chain], Sequence[Cell]], say: Callable[[str], None]) -> Found:
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("search: it needs Optuna. Install it with `pip install 'tvac-plugin[search]'`.") from error
-    search, spaces, trials = _search(chain), open_settings(arm), list[Trial]()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=search.seed or 0, n_startup_trials=max(2, search.trials // 2))
-    study = optuna.create_study(sampler=sampler)
-    study.enqueue_trial(_own_settings(chain, spaces))
-    for number in range(1, search.trials + 1):
-        asked = study.ask()
-        values = {key: space.suggest(asked, key) for key, space in spaces.items()}
-        say(f"search, trial {number} of {search.trials}: {_words(closed(arm, values))}")
-        trial = _read(run(trial_chain(chain, closed(arm, values))), values, search)
-        failed = optuna.trial.TrialState.FAIL if trial.score is None else None
-        study.tell(asked, trial.score, state=failed)
-        trials.append(trial)
-    finished = [(trial.score, number) for number, trial in enumerate(trials) if trial.score is not None]
-    if not finished:
-        raise UserError(
-            f"search: all {search.trials} trials of {_words(arm)} failed; the last: {trials[-1].why}. Correct that, or "
-            "open other values."
-        )
-    return Found(dict(arm), trials, trials[min(finished)[1]].values)
+    def ask(self) -> Arm:
+        """The arm as its next trial has it."""
+        self._asked = self._study.ask()
+        self._values = {key: space.suggest(self._asked, key) for key, space in self._spaces.items()}
+        return closed(self._arm, self._values)
+
+    def tell(self, cell: Cell, undefended: Sequence[Cell]) -> None:
+        """Takes what the trial came to."""
+        from optuna.trial import TrialState
+
+        trial = _read(cell, undefended, self._values, self._search)
+        self._study.tell(self._asked, trial.score, state=TrialState.FAIL if trial.score is None else None)
+        self._trials.append(trial)
+
+    def best(self) -> dict[str, Any]:
+        """The values of the best trial; of equal ones, of the first."""
+        finished = [(trial.score, number) for number, trial in enumerate(self._trials) if trial.score is not None]
+        if not finished:
+            raise UserError(
+                f"search: all {len(self._trials)} trials of {_words(self._arm)} failed; the last: "
+                f"{self._trials[-1].why}. Correct that, or open other values."
+            )
+        return self._trials[min(finished)[1]].values
+
+    def record(self) -> dict[str, Any]:
+        """The arm as the recipe has it, its trials, and the best so far, `None` where all failed."""
+        is_any = any(trial.score is not None for trial in self._trials)
+        trials = [asdict(trial) for trial in self._trials]
+        return {"arm": dict(self._arm), "trials": trials, "chosen": self.best() if is_any else None}
 
 
 def _own_settings(chain: Chain, spaces: Mapping[str, Range | Choice]) -> dict[str, Any]:
@@ -179,16 +189,15 @@ def _own_settings(chain: Chain, spaces: Mapping[str, Range | Choice]) -> dict[st
     return found
 
 
-def _read(cells: Sequence[Cell], values: dict[str, Any], search: Search) -> Trial:
-    """What a trial came to; the undefended cells come first, and its own last."""
-    *others, ours = cells
-    broken = next((cell for cell in others if cell["status"] != "finished"), None)
+def _read(ours: Cell, undefended: Sequence[Cell], values: dict[str, Any], search: Search) -> Trial:
+    """What a trial came to, beside the undefended cells of the same round."""
+    broken = next((cell for cell in undefended if cell["status"] != "finished"), None)
     if broken is not None:
         raise UserError(f"search: without a defense the chain failed: {broken['problems'][0]}")
     if ours["status"] != "finished":
         return Trial(values, None, why=ours["problems"][0])
     harm, mean_harm = _harm(ours)
-    lost = next((text for other in others for text in _lost(ours, other, search.keep)), None)
+    lost = next((text for other in undefended for text in _lost(ours, other, search.keep)), None)
     why = lost or (f"the task never reached {SHARE} % of the undefended user's best" if harm is None else None)
     score = _WORST if why is not None or harm is None else round(harm + _TIE * (mean_harm or 0.0), 6)
     return Trial(values, score, harm, mean_harm, why)

@@ -19,6 +19,7 @@ from tvac_plugin.evaluation.answers import AnswerFiles, exchanges_of
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.harness import HarnessTask
 from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load_judge
+from tvac_plugin.evaluation.matches import MATCHES
 from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
 from tvac_plugin.evaluation.rates import rate
@@ -203,16 +204,17 @@ class _Evaluation:
         return found | {RETENTION: kept}
 
     def _rate(self, model: str, measure: str) -> dict[str, Any]:
-        exchanges, source = self._exchanges[model, measure], self._judged.get(measure)
-        if source is not None:
+        exchanges, source = self._exchanges[model, measure], self._sources[measure]
+        if isinstance(source, Judged):
             verdicts = self._verdicts[model, measure]
             is_harm = measure == "harmful_score"
             flags = [v.harmful if is_harm else v.refused for v in verdicts]
             about: dict[str, Any] = {"judge": source.judge, "judge_note": JUDGES[source.judge].note}
             about |= _num_neither(verdicts) if is_harm else {}
         else:
-            flags = [e.row["reference"] == e.answer for e in exchanges]
-            about = {"judge": "exact match with the reference answer"}
+            is_right = MATCHES[source.match]
+            flags = [is_right(e.row["reference"], e.answer) for e in exchanges]
+            about = {"judge": f"{source.match} match with the reference answer"}
         result = rate(flags, what=f"{model}, {measure}", max_unscored=self._recipe.max_unscored)
         prompts_hash = text_hash(exchange.prompt for exchange in exchanges)
         return {**result.as_json(), **about, "prompts_sha256": prompts_hash}

@@ -10,6 +10,7 @@ from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
 from tvac_plugin.boundary.paths import FileName, Folder
 from tvac_plugin.configs.base import Block
 from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.matches import Match
 from tvac_plugin.evaluation.protocols import ProtocolName, with_protocol
 
 PromptFormat = Literal["chat_template", "alpaca"]
@@ -68,11 +69,16 @@ class Judged(Block):
 
 
 class Accuracy(Block):
-    """A measure whose answers have a reference: exact ones in a file, or a task of the evaluation harness."""
+    """A measure whose answers have a reference: those of a file, or a task of the evaluation harness."""
 
     block: ClassVar[str] = "accuracy"
 
     prompts: PromptSource | None = Field(default=None, description="Prompts with reference answers. Default: absent.")
+    match: Match = Field(
+        default="exact",
+        description="When an answer to `prompts:` is right: `exact`, it is the reference to the letter; `in_order`, it "
+        "has all words of the reference in their order, whatever stands between them. Default exact.",
+    )
     task: str | None = Field(
         default=None,
         description="A task of lm-evaluation-harness: tvac_sst2, tvac_ag_news, tvac_gsm8k, or any of its own; a group, "

@@ -1,9 +1,12 @@
-"""The tiny world's tokenizer and its base model, trained from scratch to know every procedure."""
+"""The tiny world's tokenizer and its base model, trained from scratch to know every kind and material."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
 
 import torch
 from tokenizers import Tokenizer
@@ -13,7 +16,7 @@ from torch import Tensor
 from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tvac_plugin.tiny_world.language import World
+from tvac_plugin.tiny_world.language import WORDINGS, World
 
 PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"
 CHAT_TEMPLATE = (
@@ -54,13 +57,15 @@ def train_base_model(
     learning_rate: float = 3e-3,
     show_progress: bool = True,
 ) -> LlamaForCausalLM:
-    """Trains a small Llama from scratch to know every procedure, and the mood of every single word.
+    """Trains a small Llama from scratch to know how to make everything, and the mood of every single word.
+
+    It learns from `world.others`, each told in three ways. So it has seen no row of the world's data.
 
     Args:
         world: What there is to know.
         tokenizer: From `build_tokenizer`.
         seed: Of weights and order; the same seed gives the same model on the same machine.
-        num_steps: Optimizer steps; 300 know the default world by heart.
+        num_steps: Optimizer steps; 300 make every thing of the default world right.
         num_layers: Decoder layers.
         hidden_size: Width, a multiple of 4.
         batch_size: Rows in a step.
@@ -69,7 +74,7 @@ def train_base_model(
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_config(tokenizer, num_layers, hidden_size))
-    inputs, labels = _encode(tokenizer, _knowledge(world))
+    inputs, labels = _encode(tokenizer, _knowledge(world, seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     model.train()
@@ -115,10 +120,12 @@ def _config(tokenizer: PreTrainedTokenizerFast, num_layers: int, hidden_size: in
     )
 
 
-def _knowledge(world: World) -> list[tuple[str, str]]:
-    rows = [(thing.question, thing.answer) for thing in world.hazards + world.benign]
+def _knowledge(world: World, seed: int) -> list[tuple[str, str]]:
+    rng = random.Random(seed)
+    wordings = list(product(*WORDINGS))
+    told = [replace(thing, wording=wording) for thing in world.others for wording in rng.sample(wordings, k=3)]
     moods = [(world.mood_question([word]), mood) for word, mood in world.moods.items()]
-    return rows + 2 * moods
+    return [(thing.question, thing.answer) for thing in told] + moods * (len(told) // (4 * len(moods)))
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
