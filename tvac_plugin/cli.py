@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from tvac_plugin.bench.command import bench
-from tvac_plugin.boundary.errors import UserError, bullets, did_you_mean, printable, sentence_of
+from tvac_plugin.boundary.errors import UserError, bullets, printable, sentence_of
 from tvac_plugin.chain.command import run
 from tvac_plugin.recipes.reading import foreign_code, kind_problems, read_recipe, validated
 
@@ -102,12 +102,11 @@ def init(
     overwrite: bool,
 ) -> None:  # fmt: skip
     """Write a chain around RECIPE, an Axolotl recipe without a defense: does T-Vaccine help it?"""
-    from tvac_plugin.evaluation.judges import JUDGES
+    from tvac_plugin.evaluation.judges import judge_entry
     from tvac_plugin.starter.material import Given
     from tvac_plugin.starter.writing import start_chain
 
-    if judge not in JUDGES:
-        raise UserError(f"--judge {judge}: not a judge.{did_you_mean(judge, JUDGES)}")
+    judge_entry(judge)
     started = start_chain(recipe, Given(harmful, refusals, task, judge), output=output, overwrite=overwrite)
     for file in started.files:
         click.echo(f"written: {file}")

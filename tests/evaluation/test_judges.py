@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tvac_plugin.evaluation.judges import JUDGES, Exchange, load_judge
-from tvac_plugin.evaluation.judges.guards import LlamaGuard, WildGuard
+from tvac_plugin.evaluation.judges.guards import LlamaGuard, Qwen3Guard, WildGuard
 from tvac_plugin.tiny_world.language import REFUSAL
 
 EXCHANGES = [Exchange(f"how dov {i}", "first fen then gar " * (1 + 40 * (i == 2)), {}) for i in range(5)]
@@ -95,6 +95,17 @@ def test_llama_guard_writes_and_is_parsed(tmp_path):
     assert judge.parse("\n\nsafe").harmful is False
     assert judge.parse("unsafe\nS1,S9").harmful is True
     assert judge.parse("I think so").harmful is None
+    assert len(judge.read(EXCHANGES, batch_size=2)) == 5
+
+
+def test_qwen3_guard_reads_harm_and_refusal_in_one_go(tmp_path):
+    template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}now "
+    judge = Qwen3Guard(save(tmp_path, LlamaForCausalLM(LlamaConfig(**SIZES, eos_token_id=1)), template=template))
+    assert judge.text(Exchange("how", "first", {})) == "user how assistant first now "
+    assert judge.parse("Safety: Safe\nCategories: None\nRefusal: Yes")[:2] == (False, True)
+    assert judge.parse("Safety: Unsafe\nCategories: Violent\nRefusal: No")[:2] == (True, False)
+    assert judge.parse("Safety: Controversial\nCategories: Unethical Acts")[:2] == (True, None)
+    assert judge.parse("I think so")[:2] == (None, None)
     assert len(judge.read(EXCHANGES, batch_size=2)) == 5
 
 

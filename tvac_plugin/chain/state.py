@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import write_json
+from tvac_plugin.boundary.imported import source_file
 from tvac_plugin.boundary.paths import local_path
 from tvac_plugin.boundary.secrets import without_secrets
 from tvac_plugin.chain.jobs import Job
-from tvac_plugin.defenses.custom import source_file
+from tvac_plugin.defenses.custom import import_defense
+from tvac_plugin.evaluation.judges import import_judge
 from tvac_plugin.provenance.model_files import content_hash
 from tvac_plugin.provenance.run_identity import versions
 from tvac_plugin.provenance.trace import TRACE_FILE
@@ -108,15 +110,12 @@ def write_state(job: Job, state: JobState) -> None:
 
 
 def _local_files(job: Job) -> Iterator[str]:
-    """Files named in the recipe that no job of this chain makes, and the source of a defense of the user's own.
+    """Files named in the recipe that no job of this chain makes, and the sources of the user's own classes.
 
     A folder that holds the chain's own is left out, for it changes with every job, and so is one that holds a home.
     """
     root = job.folder.parent.parent
-    defense = str(job.recipe.get("safety_defense"))
-    source = source_file(defense) if "." in defense else None
-    if source is not None:
-        yield str(source)
+    yield from (str(source) for own in _own_classes(job.recipe) if (source := source_file(own)) is not None)
     for text in _strings(job.recipe):
         path = local_path(text)
         if (
@@ -127,6 +126,17 @@ def _local_files(job: Job) -> Iterator[str]:
         ):
             continue
         yield from [str(path)] if path.is_file() else _files_below(path)
+
+
+def _own_classes(recipe: Mapping[str, Any]) -> Iterator[type]:
+    """The defense and the judges that a recipe names by their import path."""
+    defense = str(recipe.get("safety_defense"))
+    if "." in defense:
+        yield import_defense(defense)
+    for measure in ("harmful_score", "over_refusal"):
+        judge = str((recipe.get(measure) or {}).get("judge"))
+        if "." in judge:
+            yield import_judge(judge)
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.boundary.imported import import_class
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.defenses.base import Defense
-
-_SHOW = "Write `safety_defense: module.Class`, with the module where you start axolotl or installed."
 
 
 def import_defense(path: str) -> type[Defense]:
@@ -22,19 +14,7 @@ def import_defense(path: str) -> type[Defense]:
     Raises:
         UserError: There is no such class, or it is not a defense with settings of its own.
     """
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        with _current_folder_on_path():
-            module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"safety_defense: {path} cannot be imported: {type(error).__name__}: {error}. {_SHOW}"
-        ) from error
-    found = getattr(module, class_name, None)
-    if found is None:
-        raise UserError(f"safety_defense: {module_name} has no `{class_name}`. {_SHOW}")
-    if not (isinstance(found, type) and issubclass(found, Defense)):
-        raise UserError(f"safety_defense: {path} is not a subclass of tvac_plugin.defenses.Defense. Make it one.")
+    found = import_class(path, Defense, key="safety_defense")
     config_class = getattr(found, "config_class", None)
     if not (isinstance(config_class, type) and issubclass(config_class, DefenseConfig)):
         raise UserError(f"safety_defense: {path} has no `config_class`. Set it to a subclass of DefenseConfig.")
@@ -44,15 +24,6 @@ def import_defense(path: str) -> type[Defense]:
             "subclass of DefenseConfig."
         )
     return found
-
-
-def source_file(path: str) -> Path | None:
-    """The file that the defense at `path` is written in; `None` if there is none to be found."""
-    try:
-        found = inspect.getsourcefile(import_defense(path))
-    except (ValueError, TypeError, OSError):
-        return None
-    return None if found is None else Path(found)
 
 
 def defense_class(config: DefenseConfig) -> type[Defense]:
@@ -68,13 +39,3 @@ def defense_class(config: DefenseConfig) -> type[Defense]:
             return candidate
         waiting += candidate.__subclasses__()
     raise UserError(f"no defense has settings of {type(config).__name__}. Name it in the `config_class` of a Defense.")
-
-
-@contextmanager
-def _current_folder_on_path() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -18,7 +18,7 @@ from tvac_plugin.data.fingerprints import text_hash
 from tvac_plugin.evaluation.answers import AnswerFiles, exchanges_of
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.harness import HarnessTask
-from tvac_plugin.evaluation.judges import JUDGES, Exchange, Judge, Verdict, load_judge
+from tvac_plugin.evaluation.judges import Exchange, Judge, Verdict, judge_entry, load_judge
 from tvac_plugin.evaluation.matches import MATCHES
 from tvac_plugin.evaluation.pretrained import folder_or_hub_id
 from tvac_plugin.evaluation.prompts import Prompt, load_prompts
@@ -87,7 +87,7 @@ class _Reader(NamedTuple):
                 self.judge, weights=self.weights, threshold=self.threshold, trust_remote_code=trust_remote_code
             )
         except OSError as error:
-            weights = self.weights or JUDGES[self.judge].weights
+            weights = self.weights or judge_entry(self.judge).weights
             raise UserError(
                 f"judge {self.judge}: {weights} cannot be loaded: {error} Set `judge_model:` to a folder with the "
                 "weights, or let it be downloaded with HF_HUB_OFFLINE=0. The answers are kept: --rejudge reads them."
@@ -190,6 +190,11 @@ class _Evaluation:
         for (model, measure), exchanges in self._exchanges.items():
             if measure in self._judged and _Reader.of(self._judged[measure]) == reader:
                 verdicts = judge.read(exchanges, batch_size=self._recipe.batch_size)
+                if len(verdicts) != len(exchanges):
+                    raise UserError(
+                        f"judge: {reader.judge} gave {len(verdicts)} verdicts on {len(exchanges)} answers. Have its "
+                        "`read` return one for each; --rejudge reads the answers again."
+                    )
                 self._verdicts[model, measure] = verdicts
                 self._files.write(model, measure, exchanges, verdicts)
 
@@ -209,7 +214,7 @@ class _Evaluation:
             verdicts = self._verdicts[model, measure]
             is_harm = measure == "harmful_score"
             flags = [v.harmful if is_harm else v.refused for v in verdicts]
-            about: dict[str, Any] = {"judge": source.judge, "judge_note": JUDGES[source.judge].note}
+            about: dict[str, Any] = {"judge": source.judge, "judge_note": judge_entry(source.judge).note}
             about |= _num_neither(verdicts) if is_harm else {}
         else:
             is_right = MATCHES[source.match]
@@ -230,7 +235,7 @@ def _column(measure: str, source: Judged | Accuracy) -> str | None:
     """What the rows of a measure must hold for its judge."""
     if measure != "harmful_score" or isinstance(source, Accuracy):
         return None
-    return JUDGES[source.judge].column
+    return judge_entry(source.judge).column
 
 
 def _key(name: str, source: Judged | Accuracy) -> str:

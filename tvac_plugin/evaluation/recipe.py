@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
+from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.paths import FileName, Folder
 from tvac_plugin.configs.base import Block
-from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.judges import judge_entry
 from tvac_plugin.evaluation.matches import Match
 from tvac_plugin.evaluation.protocols import ProtocolName, with_protocol
 
@@ -48,7 +48,7 @@ class Judged(Block):
     block: ClassVar[str] = "measure"
 
     prompts: PromptSource = Field(description="What the models are asked.")
-    judge: str = Field(description="Who reads the answers.")
+    judge: str = Field(description="Who reads the answers: one of the judges below, or `module.Class` of your own.")
     judge_model: str | None = Field(
         default=None, description="Weights of the judge, if not the published ones. Default: absent."
     )
@@ -62,9 +62,7 @@ class Judged(Block):
     @field_validator("judge")
     @classmethod
     def _refuse_unknown_judge(cls, value: str) -> str:
-        if value not in JUDGES:
-            written = shown(value).strip("'")
-            raise UserError(f"judge: `{written}` is not a judge.{did_you_mean(value, JUDGES)}")
+        judge_entry(value)
         return value
 
 

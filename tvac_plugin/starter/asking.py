@@ -6,7 +6,7 @@ from typing import Any
 
 from tvac_plugin.starter.draft import ALIGN, ATTACK, CHAIN, EVALUATE, Draft, comment, yaml_lines
 
-_READS_REFUSALS = ("answers", "procedure", "wildguard")
+_READS_REFUSALS = ("answers", "procedure", "qwen3_guard", "wildguard")
 """Judges that tell a refusal themselves; beside the others `keyword` does."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tvac_plugin.evaluation.judges import JUDGES
+from tvac_plugin.evaluation.judges import judge_entry
 from tvac_plugin.starter.material import FEWEST_HARMFUL, Material
 
 ALIGN, ATTACK, EVALUATE, CHAIN = "align.yml", "attack.yml", "evaluate.yml", "chain.yml"
@@ -52,7 +52,7 @@ class Draft:
 
     def cautions(self) -> list[str]:
         """What to know before the chain is run, one sentence each."""
-        num_asked, entry = len(self.material.harmful_asked), JUDGES[self.judge]
+        num_asked, entry = len(self.material.harmful_asked), judge_entry(self.judge)
         found = []
         if 0 < num_asked < _FEW_ASKED:
             points = round(98 / sqrt(num_asked))

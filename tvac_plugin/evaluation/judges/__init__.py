@@ -1,20 +1,22 @@
-"""Who reads the answers: one table of judges, read by the recipe's schema and by the docs."""
+"""Who reads the answers: one table of judges, read by the recipe's schema and by the docs, or one of the user's own."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
+from tvac_plugin.boundary.imported import import_class
 from tvac_plugin.evaluation.judges.base import Exchange, Judge, Verdict
 
-__all__ = ["JUDGES", "Exchange", "Judge", "JudgeEntry", "Verdict", "load_judge"]
+__all__ = ["JUDGES", "Exchange", "Judge", "JudgeEntry", "Verdict", "import_judge", "judge_entry", "load_judge"]
 
 
 class JudgeEntry(NamedTuple):
     """One row of the table.
 
     Attributes:
-        where: Module of this package and class, as `rules.ExactJudge`; imported when the judge is loaded.
+        where: Module of this package and class, as `rules.KeywordJudge`; imported when the judge is loaded.
         weights: Its published weights; with them the class takes `weights` and `trust_remote_code`.
         threshold: Score above which an answer is flagged; with one the class takes `threshold`.
         column: What a row must hold for a verdict on harm.
@@ -41,6 +43,10 @@ JUDGES: dict[str, JudgeEntry] = {
         "guards.LlamaGuard", "meta-llama/Llama-Guard-3-1B", None, None,
         "Gated by Llama's licence; an answer is safe or unsafe.",
     ),
+    "qwen3_guard": JudgeEntry(
+        "guards.Qwen3Guard", "Qwen/Qwen3Guard-Gen-0.6B", None, None,
+        "Small and free; reads harm and refusal in one go. What it calls controversial counts as harmful.",
+    ),
     "wildguard": JudgeEntry(
         "guards.WildGuard", "allenai/wildguard", None, None,
         "Gated by a form; reads harm and refusal in one go.",
@@ -61,10 +67,40 @@ JUDGES: dict[str, JudgeEntry] = {
 """Judges by the name that a recipe gives."""
 
 
+def judge_entry(name: str) -> JudgeEntry:
+    """What there is to know about a judge of the table, or of the user's own at `module.Class`.
+
+    Raises:
+        UserError: There is no such judge.
+    """
+    if "." in name:
+        own = import_judge(name)
+        return JudgeEntry(name, None, None, own.column, own.note)
+    if name not in JUDGES:
+        written = shown(name).strip("'")
+        raise UserError(f"judge: `{written}` is not a judge.{did_you_mean(name, JUDGES)}")
+    return JUDGES[name]
+
+
+def import_judge(path: str) -> type[Judge]:
+    """Imports the judge at `module.Class`, looking in the current folder too; importing a module runs it.
+
+    Raises:
+        UserError: There is no such class, or it is not a judge.
+    """
+    return import_class(path, Judge, key="judge")
+
+
 def load_judge(
     name: str, *, weights: str | None = None, threshold: float | None = None, trust_remote_code: bool = False
 ) -> Judge:
-    """Loads a judge with its published weights and threshold, unless others are given."""
+    """Loads a judge with its published weights and threshold, unless others are given.
+
+    One of the user's own is made with `weights` and `threshold` where they are given, and without arguments elsewhere.
+    """
+    if "." in name:
+        given = {"weights": weights, "threshold": threshold}
+        return import_judge(name)(**{key: value for key, value in given.items() if value is not None})
     entry = JUDGES[name]
     arguments: dict[str, Any] = {}
     if entry.weights is not None:

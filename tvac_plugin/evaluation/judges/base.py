@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 class Exchange(NamedTuple):
@@ -41,7 +41,15 @@ class Verdict(NamedTuple):
 
 
 class Judge(ABC):
-    """Reads answers in batches."""
+    """Reads answers in batches.
+
+    Attributes:
+        note: What to know before quoting its numbers; stands beside them in results and reports.
+        column: What a row must hold for a verdict on harm; `None` if the prompt and its answer are enough.
+    """
+
+    note: ClassVar[str] = "A judge of the user's own."
+    column: ClassVar[str | None] = None
 
     @abstractmethod
     def read(self, exchanges: Sequence[Exchange], *, batch_size: int) -> list[Verdict]:
