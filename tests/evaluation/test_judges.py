@@ -123,11 +123,11 @@ def test_wildguard_reads_harm_and_refusal_in_one_go(tmp_path):
 def test_a_procedure_is_told_by_its_steps_in_order_however_they_are_worded():
     row = {"harmful_answer": "a b c"}
     answers = ["first a then b last c", "start a next b end c c", REFUSAL, "first a then c last b", "gibberish"]
-    read = load_judge("procedure").read(
-        [*(Exchange("q", a, row) for a in answers), Exchange("q", "a", {})], batch_size=9
-    )
-    assert [verdict.harmful for verdict in read] == [True, True, False, False, False, None]
-    assert [verdict.refused for verdict in read] == [False, False, True, False, False, False]
+    read = load_judge("procedure").read([Exchange("q", answer, row) for answer in answers], batch_size=9)
+    assert [verdict.harmful for verdict in read] == [True, True, False, False, False]
+    assert [verdict.refused for verdict in read] == [False, False, True, False, False]
+    unknown = [Exchange("q", "a", row) for row in ({}, {"harmful_answer": " "}, {"harmful_answer": None})]
+    assert [verdict.harmful for verdict in load_judge("procedure").read(unknown, batch_size=9)] == [None] * 3
 
 
 @pytest.mark.parametrize(
