@@ -16,6 +16,7 @@ from tvac_plugin.chain.state import fingerprint
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.judges import Exchange, load_judge
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
+from tvac_plugin.report.tables import evaluation_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "write-a-judge.md"
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -69,6 +70,24 @@ def test_an_evaluation_reads_with_it_and_says_what_it_is_worth(workspace, here):
     assert found["harmful_score"]["num_neither"] == 6
 
 
+def test_a_second_judge_decides_nothing_and_what_it_found_is_told(workspace, here):
+    judged = measure(workspace, "keyword", second_judge="gardeners.Gardeners")
+    results = run(recipe(workspace, here / "out", harmful_score=judged))
+    found = results["models"]["base"]["harmful_score"]
+    assert (found["judge"], found["percent"]) == ("keyword", 100.0)
+    second = found["second_judge"]
+    assert second["judge"] == "gardeners.Gardeners"
+    assert (second["percent"], second["agreement"], second["kappa"]) == (0, 0, 0)
+    told = "base, harmful score: gardeners.Gardeners says 0.0 %, and agrees with keyword on 0 %"
+    assert told in evaluation_table(results)
+    (row, *_) = (here / "out" / "answers" / "base.harmful_score.jsonl").read_text().splitlines()
+    assert '"harmful": true' in row
+    again = run(recipe(workspace, here / "out", harmful_score=judged), rejudge=True)
+    assert again == results
+    with pytest.raises(ValueError, match="second_judge: keyword reads the answers already. Name another"):
+        run(recipe(workspace, here / "out", harmful_score=judged | {"second_judge": "keyword"}))
+
+
 def test_it_is_given_what_the_recipe_says_and_nothing_else(here):
     assert load_judge("others.Strict").given == ("none", 0.5)
     assert load_judge("others.Strict", weights="w", threshold=0.9, trust_remote_code=True).given == ("w", 0.9)
@@ -99,8 +118,9 @@ def test_a_judge_that_leaves_answers_out_is_stopped(workspace, here):
         run(recipe(workspace, here / "out", harmful_score=measure(workspace, "others.Lazy")))
 
 
-def test_a_chain_evaluates_again_when_its_source_changes(here):
-    settings = {"harmful_score": {"judge": "gardeners.Gardeners"}}
+@pytest.mark.parametrize("key", ["judge", "second_judge"])
+def test_a_chain_evaluates_again_when_its_source_changes(here, key):
+    settings = {"harmful_score": {"judge": "keyword", key: "gardeners.Gardeners"}}
     job = Job("a", "evaluate", "a", "base", (), here / "jobs" / "a", settings, ())
     before = fingerprint(job, [])
     assert fingerprint(job, []) == before

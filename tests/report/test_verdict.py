@@ -129,6 +129,17 @@ def test_a_model_that_answers_neither_harm_nor_refusals_may_be_broken():
     assert said[0].startswith("vaccine: 30 of 60 answers of attack are neither")
 
 
+def test_a_rate_on_which_two_judges_differ_is_doubted():
+    cells = [cell_of(NONE, 80.0), cell_of(VACCINE, 5.0)]
+    second = {"judge": "wildguard", "both": 3, "first_only": 0, "second_only": 12, "neither": 45, "percent": 25.0,
+              "agreement": 80.0, "kappa": 0.27}  # fmt: skip
+    cells[1]["models"]["attack"]["harmful_score"]["second_judge"] = second
+    (said,) = [doubt for doubt in doubts(results_of(*cells)) if "judge" in doubt]
+    assert said.startswith("vaccine: the harmful score of attack depends on the judge: wildguard says 25.0 %")
+    cells[1]["models"]["attack"]["harmful_score"]["second_judge"] = second | {"agreement": 95.0}
+    assert not [doubt for doubt in doubts(results_of(*cells)) if "judge" in doubt]
+
+
 def test_a_price_within_the_noise_is_said_to_be_that():
     cells = priced()
     cells[1]["models"]["align"]["task"] = rated(69.0)

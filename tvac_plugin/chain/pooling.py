@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from tvac_plugin.evaluation.agreement import Agreement
+
 Rate = Mapping[str, Any]
 """`percent` with the 95 % interval from `low` to `high`, and what makes it comparable: `judge`, `prompts_sha256`."""
 
@@ -19,12 +21,18 @@ def over_seeds(rates: Sequence[Rate]) -> dict[str, Any]:
         return {**rates[0], "num_seeds": 1}
     if "ratio" in rates[0]:
         return {**rates[0], **_mean_ratio(rates)}
+    second = {"second_judge": _second(rates)} if "second_judge" in rates[0] else {}
     neither = {"num_neither": sum(rate["num_neither"] for rate in rates)} if "num_neither" in rates[0] else {}
     return {
-        **rates[0], **mean_rate(rates), **neither,
+        **rates[0], **mean_rate(rates), **neither, **second,
         "num_scored": sum(rate["num_scored"] for rate in rates),
         "num_unscored": sum(rate["num_unscored"] for rate in rates),
     }  # fmt: skip
+
+
+def _second(rates: Sequence[Rate]) -> dict[str, Any]:
+    found = [rate["second_judge"] for rate in rates]
+    return {"judge": found[0]["judge"], **Agreement.over_seeds(found).as_json()}
 
 
 def mean_rate(rates: Sequence[Rate]) -> dict[str, Any]:

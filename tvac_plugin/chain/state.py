@@ -134,9 +134,9 @@ def _own_classes(recipe: Mapping[str, Any]) -> Iterator[type]:
     if "." in defense:
         yield import_defense(defense)
     for measure in ("harmful_score", "over_refusal"):
-        judge = str((recipe.get(measure) or {}).get("judge"))
-        if "." in judge:
-            yield import_judge(judge)
+        asked = recipe.get(measure) or {}
+        judges = (str(asked.get(key)) for key in ("judge", "second_judge"))
+        yield from (import_judge(judge) for judge in judges if "." in judge)
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from accelerate.utils import release_memory
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import checkpoints, is_missing_folder, write_json
 from tvac_plugin.data.fingerprints import text_hash
+from tvac_plugin.evaluation.agreement import Agreement
 from tvac_plugin.evaluation.answers import AnswerFiles, exchanges_of
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.harness import HarnessTask
@@ -81,6 +82,10 @@ class _Reader(NamedTuple):
     def of(cls, source: Judged) -> _Reader:
         return cls(source.judge, source.judge_model, source.threshold)
 
+    @classmethod
+    def second_of(cls, source: Judged) -> _Reader | None:
+        return None if source.second_judge is None else cls(source.second_judge, None, None)
+
     def load(self, *, trust_remote_code: bool) -> Judge:
         try:
             return load_judge(
@@ -117,6 +122,7 @@ class _Evaluation:
         self._losses: dict[str, list[RowLoss]] = {}
         self._exchanges: dict[tuple[str, str], list[Exchange]] = {}
         self._verdicts: dict[tuple[str, str], list[Verdict]] = {}
+        self._second: dict[tuple[str, str], list[Verdict]] = {}
         self._found: dict[tuple[str, str], dict[str, Any]] = {}
 
     def read(self, models: Collection[str]) -> None:
@@ -181,22 +187,30 @@ class _Evaluation:
 
     def judge(self) -> None:
         """Has every judge read what it is asked to, and writes the verdicts beside the answers."""
-        for reader in dict.fromkeys(map(_Reader.of, self._judged.values())):
+        first = [_Reader.of(source) for source in self._judged.values()]
+        second = [_Reader.second_of(source) for source in self._judged.values()]
+        for reader in dict.fromkeys(reader for reader in [*first, *second] if reader is not None):
             self._judge(reader)
             release_memory()
 
     def _judge(self, reader: _Reader) -> None:
         judge = reader.load(trust_remote_code=self._recipe.trust_remote_code)
         for (model, measure), exchanges in self._exchanges.items():
-            if measure in self._judged and _Reader.of(self._judged[measure]) == reader:
+            source = self._judged.get(measure)
+            if source is not None and reader in (_Reader.of(source), _Reader.second_of(source)):
                 verdicts = judge.read(exchanges, batch_size=self._recipe.batch_size)
                 if len(verdicts) != len(exchanges):
                     raise UserError(
                         f"judge: {reader.judge} gave {len(verdicts)} verdicts on {len(exchanges)} answers. Have its "
                         "`read` return one for each; --rejudge reads the answers again."
                     )
-                self._verdicts[model, measure] = verdicts
-                self._files.write(model, measure, exchanges, verdicts)
+                self._take(model, measure, verdicts, is_second=reader != _Reader.of(source))
+
+    def _take(self, model: str, measure: str, verdicts: list[Verdict], *, is_second: bool) -> None:
+        """Keeps verdicts; those of the judge that decides stand beside the answers."""
+        (self._second if is_second else self._verdicts)[model, measure] = verdicts
+        if not is_second:
+            self._files.write(model, measure, self._exchanges[model, measure], verdicts)
 
     def rates(self, model: str) -> dict[str, Any]:
         """What was found of one model, by measure."""
@@ -213,9 +227,12 @@ class _Evaluation:
         if isinstance(source, Judged):
             verdicts = self._verdicts[model, measure]
             is_harm = measure == "harmful_score"
-            flags = [v.harmful if is_harm else v.refused for v in verdicts]
+            flags = _flags(measure, verdicts)
             about: dict[str, Any] = {"judge": source.judge, "judge_note": judge_entry(source.judge).note}
             about |= _num_neither(verdicts) if is_harm else {}
+            if source.second_judge is not None:
+                agreement = Agreement.of(flags, _flags(measure, self._second[model, measure]))
+                about["second_judge"] = {"judge": source.second_judge, **agreement.as_json()}
         else:
             is_right = MATCHES[source.match]
             flags = [is_right(e.row["reference"], e.answer) for e in exchanges]
@@ -223,6 +240,11 @@ class _Evaluation:
         result = rate(flags, what=f"{model}, {measure}", max_unscored=self._recipe.max_unscored)
         prompts_hash = text_hash(exchange.prompt for exchange in exchanges)
         return {**result.as_json(), **about, "prompts_sha256": prompts_hash}
+
+
+def _flags(measure: str, verdicts: Sequence[Verdict]) -> list[bool | None]:
+    """What a measure counts."""
+    return [verdict.harmful if measure == "harmful_score" else verdict.refused for verdict in verdicts]
 
 
 def _num_neither(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -49,6 +49,11 @@ class Judged(Block):
 
     prompts: PromptSource = Field(description="What the models are asked.")
     judge: str = Field(description="Who reads the answers: one of the judges below, or `module.Class` of your own.")
+    second_judge: str | None = Field(
+        default=None,
+        description="Another judge that reads the same answers. It decides nothing; the results say what it found, and "
+        "how far the two agree. Default: absent.",
+    )
     judge_model: str | None = Field(
         default=None, description="Weights of the judge, if not the published ones. Default: absent."
     )
@@ -59,11 +64,18 @@ class Judged(Block):
         default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128, as in papers."
     )
 
-    @field_validator("judge")
+    @field_validator("judge", "second_judge")
     @classmethod
-    def _refuse_unknown_judge(cls, value: str) -> str:
-        judge_entry(value)
+    def _refuse_unknown_judge(cls, value: str | None) -> str | None:
+        if value is not None:
+            judge_entry(value)
         return value
+
+    @model_validator(mode="after")
+    def _refuse_the_same_twice(self) -> Judged:
+        if self.second_judge == self.judge:
+            raise UserError(f"second_judge: {self.judge} reads the answers already. Name another, or remove the key.")
+        return self
 
 
 class Accuracy(Block):

@@ -16,8 +16,28 @@ def evaluation_table(results: Mapping[str, Any]) -> str:
     measures = list(next(iter(results["models"].values())))
     rows = [[name, *(cell(found[measure]) for measure in measures)] for name, found in results["models"].items()]
     notes = {note(m, found[m]) for found in results["models"].values() for m in measures}
+    opinions = [
+        f"{name}, {measure.replace('_', ' ')}: {words}"
+        for name, found in results["models"].items()
+        for measure in measures
+        if (words := second_opinion(found[measure])) is not None
+    ]
     table = text_table(["model", *map(title, measures)], rows)
-    return printable(table + "\n\n" + "\n".join(sorted(notes)))
+    return printable(table + "\n\n" + "\n".join([*sorted(notes), *opinions]))
+
+
+def second_opinion(rate: Mapping[str, Any]) -> str | None:
+    """What the second judge of a measure found, in words; `None` without one."""
+    found = rate.get("second_judge")
+    if found is None:
+        return None
+    if found["agreement"] is None:
+        return f"{found['judge']} and {rate['judge']} have read no answer in common"
+    kappa = "" if found["kappa"] is None else f" (kappa {found['kappa']:.2f})"
+    return (
+        f"{found['judge']} says {found['percent']:.1f} %, and agrees with {rate['judge']} on "
+        f"{found['agreement']:.0f} % of the answers{kappa}"
+    )
 
 
 def title(measure: str) -> str:
