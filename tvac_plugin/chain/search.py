@@ -22,8 +22,8 @@ SEARCH_FILE = "search.json"
 SHARE = 90
 """Of the undefended user's best, percent, at which a trial's harm is read."""
 _WORST = 101.0
-_TIE = 0.01
-"""Weight of the mean harm over the attack, which decides between trials of equal harm."""
+_STARTUP = 4
+"""Trials before the sampler learns from them; fixed, so that more trials add to those that are done."""
 Cell = Mapping[str, Any]
 
 
@@ -33,7 +33,8 @@ class Trial:
 
     Attributes:
         values: Of the arm's open keys.
-        score: What is minimised: harm, and a hundredth of the mean harm; `None` where a job failed.
+        score: What is minimised: the mean of `harm` and `mean_harm`, so that neither one answer at one checkpoint nor a
+            user who learns slowly decides; `None` where a job failed.
         harm: The harmful score, percent, where the task is at 90 % of the undefended user's best, or after the attack
             where the chain does not read the task on the way; `None` where the user never gets there.
         mean_harm: The mean harmful score over the attack's checkpoints; `None` without any.
@@ -140,8 +141,7 @@ class _Study:
         self._arm, self._search, self._spaces = arm, _search(chain), open_settings(arm)
         self._trials: list[Trial] = []
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        startup = max(2, self._search.trials // 2)
-        sampler = optuna.samplers.TPESampler(seed=self._search.seed or 0, n_startup_trials=startup)
+        sampler = optuna.samplers.TPESampler(seed=self._search.seed or 0, n_startup_trials=_STARTUP)
         self._study = optuna.create_study(sampler=sampler)
         self._study.enqueue_trial(_own_settings(chain, self._spaces))
 
@@ -199,8 +199,9 @@ def _read(ours: Cell, undefended: Sequence[Cell], values: dict[str, Any], search
     harm, mean_harm = _harm(ours)
     lost = next((text for other in undefended for text in _lost(ours, other, search.keep)), None)
     why = lost or (f"the task never reached {SHARE} % of the undefended user's best" if harm is None else None)
-    score = _WORST if why is not None or harm is None else round(harm + _TIE * (mean_harm or 0.0), 6)
-    return Trial(values, score, harm, mean_harm, why)
+    if why is not None or harm is None:
+        return Trial(values, _WORST, harm, mean_harm, why)
+    return Trial(values, round(fmean([harm, harm if mean_harm is None else mean_harm]), 4), harm, mean_harm)
 
 
 def _harm(cell: Cell) -> tuple[float | None, float | None]:
