@@ -113,11 +113,11 @@ def test_rho_zero_with_every_layer_trains_as_sft(tmp_path):
     assert all((weights(ours)[n] != w).any() for n, w in weights(trainer(tmp_path / "new")).items())
 
 
-@pytest.mark.parametrize(("learning_rate", "settled"), [(1e-2, True), (1e-3, False)])
-def test_a_run_says_whether_its_losses_had_settled(tmp_path, caplog, learning_rate, settled):
+@pytest.mark.parametrize(("schedule", "learning_rate", "settled"), [("cosine", 1e-2, True), ("constant", 5e-3, False)])
+def test_a_run_says_whether_its_losses_had_settled(tmp_path, caplog, schedule, learning_rate, settled):
     run = trained(
         tmp_path, defense=VaccineConfig(rho=0.01), max_steps=40, learning_rate=learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=schedule,
     )  # fmt: skip
     run.save_model()
     manifest = verify(tmp_path)
@@ -257,9 +257,10 @@ def test_fp16_trains_as_float32_within_its_rounding(tmp_path, defense):
         for key in ("loss", "safety/clean_loss", "safety/perturbation_norm"):
             assert rough[key] == pytest.approx(precise[key], rel=2e-2), key
     before = weights(trainer(tmp_path / "untrained", defense=defense))
-    for name, weight in weights(runs[0]).items():
-        moved = (weight - before[name]).norm()
-        assert (weights(runs[1])[name] - weight).norm() <= 0.2 * moved + 1e-6, name
+    # All weights together: where a gradient is rounding alone, Adam takes a step of full length in either direction.
+    precise, rough = (torch.cat([w.flatten() for w in weights(run).values()]) for run in runs)
+    start = torch.cat([before[name].flatten() for name in weights(runs[0])])
+    assert (rough - precise).norm() <= 0.2 * (precise - start).norm()
 
 
 def test_clean_loss_is_that_of_the_perturbed_rows(tmp_path):
