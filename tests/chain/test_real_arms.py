@@ -23,7 +23,11 @@ def write_chain(workspace, folder):
     recipes = {
         "align": align,
         "attack": attack | {"safety_defense": "none", "simulated_user": user},
-        "judge": {"harmful_score": {"judge": "keyword", "prompts": prompts, "max_new_tokens": 4}, "output_dir": "-"},
+        "judge": {
+            "harmful_score": {"judge": "keyword", "prompts": prompts, "max_new_tokens": 4},
+            "output_dir": "-",
+            "max_unscored": 0.9,  # a model with random weights may say nothing
+        },
         "chain": {
             "stages": [
                 {"name": "align", "train": "align.yml"},
