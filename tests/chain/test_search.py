@@ -229,6 +229,7 @@ PROBLEMS = {
         "is more than the model's 4 layers",
     ),
     "no harm measured": ({"validate": {"output_dir": "unused"}}, "`validate` does not measure `harmful_score`"),
+    "nobody who attacks": ({"matrix": {"seed": [7], "harmful_ratio": [0.0, 0.2]}}, "with 0 nobody attacks"),
     "nothing undefended": ({"arms": [OPEN]}, "no arm is undefended, and trials are compared with one"),
     "a value that no defense takes": (
         {"arms": [{"safety_defense": "none"}, OPEN | {"align.vaccine.rho": {"low": 0.0, "high": 3.0}}]}, "align: ",

@@ -88,7 +88,7 @@ class Search(Block):
     keep: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
         default_factory=dict,
         description="What an aligned model must keep, as `{benign: 90}`: percent of what the undefended one has in "
-        "that measure. A trial that keeps less counts as one that failed. Default: nothing.",
+        "that measure. A trial that keeps less is the worst. Default: nothing.",
     )  # fmt: skip
 
 
