@@ -16,6 +16,7 @@ from tvac_plugin.chain.preflight import chain_problems
 from tvac_plugin.chain.recipe import read_chain
 from tvac_plugin.chain.search import Trial, _read, searched, trial_chain
 from tvac_plugin.chain.space import Choice, Range
+from tvac_plugin.configs import VaccineConfig
 from tvac_plugin.report.tables import sentences
 
 RHO = {"low": 0.3, "high": 30.0, "log": True}
@@ -86,7 +87,25 @@ def test_the_first_trial_is_the_recipe_s_own_setting(searching):
     (found,) = fake.run(searching(align={"vaccine": {"rho": 5.0}}))["search"]["arms"]
     assert found["trials"][0]["values"] == {"align.vaccine.rho": 5.0}
     (found,) = fake.run(searching(align={"vaccine": {"rho": 90.0}}))["search"]["arms"]
-    assert 0.3 <= found["trials"][0]["values"]["align.vaccine.rho"] <= 30.0
+    assert found["trials"][0]["values"] == {"align.vaccine.rho": VaccineConfig.model_fields["rho"].default}
+
+
+def test_without_a_setting_of_its_own_the_first_trial_is_the_defense_s_default(searching):
+    scale = {"safety_defense": "booster", "align.booster.regularizer_scale": {"low": 0.1, "high": 20.0}}
+    (found,) = fake.run(searching(arms=({"safety_defense": "none"}, scale)))["search"]["arms"]
+    assert found["trials"][0]["values"] == {"align.booster.regularizer_scale": 5.0}
+
+
+def test_an_arm_whose_best_trial_is_another_arm_is_run_once(searching):
+    fixed = {"safety_defense": "vaccine", "align.vaccine.rho": 2.0}
+    chain = read_chain(searching(arms=({"safety_defense": "none"}, fixed, OPEN), search=SEARCH | {"trials": 2}))
+    said = []
+    settled, record = searched(
+        chain, lambda trial: [cell(50.0), cell(abs(trial.recipe.arms[-1]["align.vaccine.rho"] - 2))], said.append
+    )
+    assert record["arms"][0]["chosen"] == {"align.vaccine.rho": 2.0}
+    assert settled.recipe.arms == [{"safety_defense": "none"}, fixed]
+    assert "rho 2.0, safety_defense vaccine is already an arm" in said[-1]
 
 
 def test_every_arm_has_the_same_number_of_trials(searching):

@@ -67,8 +67,8 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
     ]
     if (chain.recipe.matrix.get("harmful_ratio") or [None])[0] == 0:
         problems.append(
-            "search: trials take the first value of `harmful_ratio:`, and with 0 nobody attacks. Put the one that settings are "
-            "to be chosen for first."
+            "search: trials take the first value of `harmful_ratio:`, and with 0 nobody attacks. Put the one "
+            "that settings are to be chosen for first."
         )
     if not undefended_arms(chain):
         problems.append("search: no arm is undefended, and trials are compared with one. Add `safety_defense: none`.")

@@ -14,9 +14,10 @@ from typing import Any
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import write_json
 from tvac_plugin.chain.jobs import ChainPlan
-from tvac_plugin.chain.recipe import Chain, Search, applies
+from tvac_plugin.chain.recipe import Chain, LoxConfig, Search, applies
 from tvac_plugin.chain.results import defenses_of
 from tvac_plugin.chain.space import Arm, Choice, Range, closed, open_settings
+from tvac_plugin.configs import DEFENSE_CONFIGS
 
 SEARCH_FILE = "search.json"
 SHARE = 90
@@ -79,7 +80,12 @@ def searched(
         record = search.model_dump() | {"arms": [study.record() for study in studies]}
         write_json(Path(chain.recipe.output_dir).resolve() / SEARCH_FILE, record)
     chosen = iter([study.best() for study in studies])
-    arms = [closed(arm, next(chosen)) if open_settings(arm) else arm for arm in chain.recipe.arms or []]
+    arms: list[Arm] = []
+    for arm in (closed(arm, next(chosen)) if open_settings(arm) else arm for arm in chain.recipe.arms or []):
+        if arm in arms:
+            say(f"search: {_words(arm)} is already an arm; it is run and counted once")
+        else:
+            arms.append(arm)
     return _settled(chain, arms), record
 
 
@@ -177,16 +183,30 @@ class _Study:
 
 
 def _own_settings(chain: Chain, spaces: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """What the recipes say themselves, where it is among the open values: the first trial, as Optuna writes it."""
+    """What the recipes say, or else the defense's defaults, where the open values have it; as Optuna writes it."""
     found: dict[str, Any] = {}
     for key, space in spaces.items():
         stage, _, inner = key.partition(".")
-        value: Any = chain.recipes.get(stage)
-        for part in inner.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if space.holds(value):
-            found[key] = space.one_of.index(value) if isinstance(space, Choice) else value
+        path = inner.split(".")
+        for value in (_written(chain.recipes.get(stage), path), _default(path)):
+            if space.holds(value):
+                found[key] = space.one_of.index(value) if isinstance(space, Choice) else value
+                break
     return found
+
+
+def _written(value: Any, path: Sequence[str]) -> Any:
+    """What a recipe has at `path`, or `None`."""
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _default(path: Sequence[str]) -> Any:
+    """The default of a defense's setting, such as `vaccine.rho`, or of a `lox:` stage's; `None` for other keys."""
+    config = LoxConfig if len(path) == 1 else DEFENSE_CONFIGS.get(path[0])
+    field = config.model_fields.get(path[-1]) if config else None
+    return field.default if field else None
 
 
 def _read(ours: Cell, undefended: Sequence[Cell], values: dict[str, Any], search: Search) -> Trial:
