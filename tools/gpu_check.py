@@ -1,9 +1,9 @@
 """Runs on a GPU what was only predicted so far, and says how far the predictions were off: `make gpu-check`.
 
 For the shapes of Llama-2-7B and Llama-3.1-8B, with random weights, `axolotl train` takes some steps without a defense,
-with Vaccine and with T-Vaccine. Their peak memory and step time stand beside the planner's. Then the English chain runs
-in bfloat16. All of it goes to `gpu_check.json` in the output folder, and a table to the screen. What is done is not
-done again.
+with Vaccine and with T-Vaccine, which draws layers at every step. Their mean step time, and the memory of their worst
+step, stand beside the planner's for the same draws. Then the English chain runs in bfloat16. All of it goes to
+`gpu_check.json` in the output folder, and a table to the screen. What has succeeded is not done again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tvac_plugin.boundary.files import write_json
 from tvac_plugin.boundary.world_folder import chat, write_rows
 from tvac_plugin.planner import make_plan
+from tvac_plugin.provenance.trace import TRACE_FILE
 from tvac_plugin.recipes.reading import read_recipe
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import World
@@ -75,9 +76,10 @@ def recipe_of(shape: Path, defense: str, folder: Path, changes: Mapping[str, Any
         "datasets": entries["alignment"],
         "harmful_datasets": entries["harmful"],
         "vaccine": {"rho_scale": "relative", "rho": 0.01},
+        "t_vaccine": {"resample_steps": 1},
         "dataset_prepared_path": str(folder / "prepared"),
         "pad_to_sequence_len": True,
-        "max_steps": 16,
+        "max_steps": 24,
         "logging_steps": 1,
         "output_dir": str(folder / "runs" / f"{shape.stem}-{defense}"),
     }
@@ -85,43 +87,59 @@ def recipe_of(shape: Path, defense: str, folder: Path, changes: Mapping[str, Any
 
 
 def train(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs `axolotl train`; returns the seconds of a step, from when its lines arrive, and the most memory of any."""
+    """Runs `axolotl train`; returns the mean seconds of a step, from when its lines arrive, and the most memory."""
     path = folder / f"{Path(recipe['output_dir']).name}.yml"
     path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
     arrived, memory, lines = [], [], []
-    for line in _lines(["axolotl", "train", str(path)]):
-        lines.append(line)
-        if _LOGGED.search(line):
-            arrived.append(time.monotonic())
-            memory += [float(found) for found in _MEMORY.findall(line)]
+    try:
+        for line in _lines(["axolotl", "train", str(path)]):
+            lines.append(line)
+            if _LOGGED.search(line):
+                arrived.append(time.monotonic())
+                memory += [float(found) for found in _MEMORY.findall(line)]
+    except subprocess.CalledProcessError as error:
+        return {"failed": f"{error}\n{''.join(lines[-20:])}"}
     seconds = [later - earlier for earlier, later in pairwise(arrived)][WARM_UP:]
     if len(seconds) < WARM_UP:
-        return {"failed": "".join(lines[-20:])}
-    return {"seconds": round(median(seconds), 3), "gib": max(memory, default=0.0)}
+        return {"failed": f"too few steps were logged\n{''.join(lines[-20:])}"}
+    return {"seconds": round(fmean(seconds), 3), "gib": max(memory, default=0.0)}
 
 
 def _lines(command: list[str]) -> Iterator[str]:
+    """What a command prints, as it prints it; raises `CalledProcessError` at its end if it failed."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
     with subprocess.Popen(  # noqa: S603 (a list, no shell)
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         yield from process.stdout
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def check_shape(shape: Path, folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains a shape with every defense, and predicts the same."""
+def check_shape(
+    shape: Path, folder: Path, changes: Mapping[str, Any], before: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Trains a shape with every defense that has not succeeded `before`, and predicts the same."""
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if not (folder / shape.stem / "config.json").exists():
         write_base(folder / shape.stem, shape, dtype)
     found = {}
     for defense in DEFENSES:
+        if "failed" not in before.get(defense, {"measured": {"failed": "never run"}})["measured"]:
+            found[defense] = before[defense]
+            continue
         recipe = recipe_of(shape, defense, folder, changes)
         sys.stderr.write(f"{shape.stem}, {defense} ...\n")
-        arm = make_plan(recipe, answer_share=0.5).arms[defense]
+        measured, trace = train(recipe, folder), Path(recipe["output_dir"]) / TRACE_FILE
+        arm = make_plan(recipe, answer_share=0.5, draws=trace if _has_probe(trace) else None).arms[defense]
         predicted = {"gib": round(arm.peak / 2**30, 2), "relative_time": round(arm.relative_time, 2)}
-        found[defense] = {"measured": train(recipe, folder), "predicted": predicted}
+        found[defense] = {"measured": measured, "predicted": predicted}
     return found
+
+
+def _has_probe(trace: Path) -> bool:
+    return trace.exists() and '"probe"' in trace.read_text(encoding="utf-8")
 
 
 def english(folder: Path) -> dict[str, Any]:
@@ -141,14 +159,18 @@ def english(folder: Path) -> dict[str, Any]:
             f"output_dir={output}",
         ],
     ):
-        sys.stderr.writelines(_lines(command))
+        try:
+            sys.stderr.writelines(_lines(command))
+        except subprocess.CalledProcessError as error:
+            return {"failed": str(error)}
     results = output / "results.json"
-    return dict(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else {"failed": "see above"}
+    return dict(json.loads(results.read_text(encoding="utf-8")))
 
 
 def table(shapes: Mapping[str, Mapping[str, Any]]) -> str:
     """Measured beside predicted, a line a run."""
     lines = [f"{'shape':14}{'defense':12}{'GiB':>8}{'predicted':>11}{'s a step':>10}{'relative':>10}{'predicted':>11}"]
+    lines[0] += "   (GiB of the worst step, mean seconds)"
     for shape, arms in shapes.items():
         plain = arms["none"]["measured"].get("seconds")
         for defense, arm in arms.items():
@@ -176,15 +198,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     changes = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in options.set)}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found: dict[str, Any] = {"gpu": gpu, "torch": torch.__version__, "shapes": {}}
+    shapes = options.shape or SHAPES
+    if len({shape.stem for shape in shapes}) < len(shapes):
+        parser.error("two shapes have one file name. Rename one: it is what they are called in the results.")
+    setting = {"gpu": gpu, "torch": torch.__version__, "changes": changes}
+    found: dict[str, Any] = {**setting, "shapes": {}}
     if results.exists():
         found = json.loads(results.read_text(encoding="utf-8"))
+        if {key: found.get(key) for key in setting} != setting:
+            parser.error(f"{results} was made on another GPU or with another --set. Give another --output.")
     write_data(folder, (read_recipe(RECIPE) | changes)["sequence_len"])
-    for shape in options.shape or SHAPES:
-        if shape.stem not in found["shapes"]:
-            found["shapes"][shape.stem] = check_shape(shape, folder, changes)
-            write_json(results, found)
-    if not options.no_english and "english" not in found:
+    for shape in shapes:
+        found["shapes"][shape.stem] = check_shape(shape, folder, changes, found["shapes"].get(shape.stem, {}))
+        write_json(results, found)
+    if not options.no_english and "failed" in found.get("english", {"failed": "never run"}):
         found["english"] = english(folder)
         write_json(results, found)
     sys.stdout.write(f"{gpu or 'no GPU: memory is not measured'}\n{table(found['shapes'])}\nresults: {results}\n")

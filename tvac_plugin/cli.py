@@ -69,8 +69,6 @@ def check(recipe: Path, no_data: bool, allow_shared_prompts: bool) -> None:
     from tvac_plugin.check import check_recipe
 
     settings = _read(recipe)
-    for line in foreign_code(settings):
-        click.echo(printable(f"{recipe}: {line}"), err=True)
     result = check_recipe(
         settings, with_data=not no_data, allow_shared_prompts=allow_shared_prompts, say=_progress("reading")
     )
@@ -318,8 +316,11 @@ def _write_json(path: Path | None, value: Any) -> None:
 
 
 def _read(recipe: Path, *, kind: str | None = None) -> dict[str, Any]:
+    """Announces what code of others the recipe runs, before anything of it is imported."""
     settings = read_recipe(recipe)
     problems = kind_problems(settings, kind) if kind is not None else []
     if problems:
         raise UserError(f"{recipe}: {problems[0]}")
+    for line in foreign_code(settings):
+        click.echo(printable(f"{recipe}: {line}"), err=True)
     return settings

@@ -139,6 +139,13 @@ def test_two_attacks_have_a_curve_and_a_cost_each(chain):
     assert "all, again: harmful score above 0 %: after 10 steps." in chain_table(results)
 
 
+def test_code_of_others_is_announced_before_it_is_imported(chain):
+    path = chain(matrix={"safety_defense": ["none", "gone.Defense"]})
+    result = CliRunner().invoke(tvac, ["run", str(path), "--dry-run"])
+    announced = "align: safety_defense: gone.Defense is imported, which runs its code."
+    assert result.stderr.index(announced) < result.stderr.index("cannot be imported")
+
+
 def test_a_second_run_does_nothing_and_gives_the_same(chain, tmp_path):
     path = chain()
     first, before = fake.run(path), started(tmp_path / "out")

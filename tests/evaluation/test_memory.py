@@ -87,12 +87,12 @@ def test_all_models_answer_one_by_one_and_then_all_judges_read_one_by_one(worksp
 
 def test_a_judge_of_two_measures_is_loaded_once_for_each_threshold(workspace, tmp_path, heavy):
     prompts = {"path": str(workspace.root / "held_out.jsonl")}
-    same = {"judge": "wildguard", "prompts": prompts}
+    same = {"judge": "beaver_dam", "prompts": prompts}
     run(settings(workspace, tmp_path, harmful_score=same, over_refusal=same))
-    assert heavy.log == ["model a", "model b", "judge wildguard None"]
+    assert heavy.log == ["model a", "model b", "judge beaver_dam None"]
     heavy.log.clear()
     run(settings(workspace, tmp_path, harmful_score={**same, "threshold": 0.3}, over_refusal=same))
-    assert heavy.log == ["model a", "model b", "judge wildguard 0.3", "judge wildguard None"]
+    assert heavy.log == ["model a", "model b", "judge beaver_dam 0.3", "judge beaver_dam None"]
 
 
 def test_a_judge_that_cannot_be_loaded_loses_no_answer(workspace, tmp_path, heavy, monkeypatch):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from tests.evaluation.test_evaluate import recipe, run
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.chain.jobs import Job
 from tvac_plugin.chain.state import fingerprint
+from tvac_plugin.cli import tvac
 from tvac_plugin.evaluation.generation import Generator
 from tvac_plugin.evaluation.judges import Exchange, load_judge
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
@@ -29,6 +31,13 @@ class Strict(Judge):
     column = "harmful_answer"
     def __init__(self, weights="none", threshold=0.5): self.given = (weights, threshold)
     def read(self, exchanges, *, batch_size): return [Verdict(True, False)] * len(exchanges)
+
+class Half(Judge):
+    pass
+
+class Broken(Judge):
+    def __init__(self): raise OSError("no such corpus.")
+    def read(self, exchanges, *, batch_size): return []
 
 class Lazy(Judge):
     def read(self, exchanges, *, batch_size): return []
@@ -78,10 +87,11 @@ def test_a_second_judge_decides_nothing_and_what_it_found_is_told(workspace, her
     second = found["second_judge"]
     assert second["judge"] == "gardeners.Gardeners"
     assert (second["percent"], second["agreement"], second["kappa"]) == (0, 0, 0)
-    told = "base, harmful score: gardeners.Gardeners says 0.0 %, and agrees with keyword on 0 %"
-    assert told in evaluation_table(results)
+    told = "gardeners.Gardeners says 0.0 %, and agrees with keyword on 0 % of the 6 answers that both read"
+    assert f"base, harmful score: {told}" in evaluation_table(results)
     (row, *_) = (here / "out" / "answers" / "base.harmful_score.jsonl").read_text().splitlines()
     assert '"harmful": true' in row
+    assert '"second_harmful": false, "second_refused": false' in row
     again = run(recipe(workspace, here / "out", harmful_score=judged), rejudge=True)
     assert again == results
     with pytest.raises(ValueError, match="second_judge: keyword reads the answers already. Name another"):
@@ -97,6 +107,9 @@ def test_the_column_it_needs_is_missed_before_a_model_loads(workspace, here, mon
     monkeypatch.setattr(Generator, "load", lambda *a, **k: pytest.fail("loaded a model"))
     with pytest.raises(UserError, match="has no row with `harmful_answer`"):
         run(recipe(workspace, here / "out", harmful_score=measure(workspace, "others.Strict")))
+    both = measure(workspace, "keyword", second_judge="others.Strict")
+    with pytest.raises(UserError, match="has no row with `harmful_answer`"):
+        run(recipe(workspace, here / "out", harmful_score=both))
 
 
 @pytest.mark.parametrize(
@@ -105,12 +118,40 @@ def test_the_column_it_needs_is_missed_before_a_model_loads(workspace, here, mon
         ("gone.Judge", "judge: gone.Judge cannot be imported: ModuleNotFoundError.*Write `judge: module.Class`"),
         ("others.Nothing", "judge: others has no `Nothing`"),
         ("others.Thing", "others.Thing is not a subclass of tvac_plugin.evaluation.judges.Judge. Make it one."),
+        ("others.Half", "others.Half leaves out `read`. Write that"),
         ("gardener", "`gardener` is not a judge"),
     ],
 )
 def test_a_judge_that_is_none_is_refused_when_the_recipe_is_read(workspace, here, judge, message):
     with pytest.raises(ValueError, match=message):
         EvaluateRecipe.model_validate(recipe(workspace, here / "out", harmful_score=measure(workspace, judge)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"judge": "gardeners.Gardeners", "threshold": 0.5}, "made with threshold, and its `__init__` wants something"),
+        ({"judge": "keyword", "judge_model": "some/weights"}, "judge_model: keyword has none. Remove the key"),
+        ({"judge": "wildguard", "threshold": 0.5}, "threshold: wildguard has none. Remove the key"),
+    ],
+)
+def test_a_judge_that_does_not_take_what_it_is_given_is_refused_when_the_recipe_is_read(workspace, here, keys, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateRecipe.model_validate(recipe(workspace, here / "out", harmful_score=measure(workspace, **keys)))
+
+
+def test_a_judge_whose_making_fails_is_told_from_weights_that_are_missing(workspace, here):
+    with pytest.raises(UserError, match=r"judge others.Broken: cannot be made: no such corpus. Mend its `__init__`"):
+        run(recipe(workspace, here / "out", harmful_score=measure(workspace, "others.Broken")))
+
+
+def test_it_is_announced_before_it_is_imported(workspace, here):
+    keys = {"harmful_score": measure(workspace, "gardeners.Gardeners", second_judge="gone.Judge")}
+    (here / "r.yml").write_text(yaml.safe_dump(recipe(workspace, here / "out", **keys)))
+    result = CliRunner().invoke(tvac, ["evaluate", "r.yml"])
+    assert "r.yml: harmful_score.judge: gardeners.Gardeners is imported, which runs its code." in result.stderr
+    assert "r.yml: harmful_score.second_judge: gone.Judge is imported, which runs its code." in result.stderr
+    assert result.stderr.index("gardeners") < result.stderr.index("cannot be imported")
 
 
 def test_a_judge_that_leaves_answers_out_is_stopped(workspace, here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -41,3 +42,49 @@ def test_every_run_trains_and_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "train", None)
     gpu_check.main()
     assert capsys.readouterr().out.count("t_vaccine") == 2
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """Runs the tool on a small shape, with what a training would have measured."""
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    changes = [f"--set={key}={json.dumps(value)}" for key, value in ON_A_CPU.items()]
+
+    def run(measure, *arguments):
+        monkeypatch.setattr(gpu_check, "train", measure)
+        shape = f"--shape={tmp_path / 'small.json'}"
+        given = ["gpu_check", f"--output={tmp_path / 'out'}", shape, "--no-english", *changes, *arguments]
+        monkeypatch.setattr("sys.argv", given)
+        gpu_check.main()
+        return json.loads((tmp_path / "out" / "gpu_check.json").read_text())["shapes"]["small"]
+
+    return run
+
+
+def test_what_failed_is_run_again_and_what_succeeded_is_not(small_run):
+    asked = []
+
+    def fails_once(recipe, folder):
+        asked.append(recipe["safety_defense"])
+        is_broken = asked == ["none", "vaccine"]
+        return {"failed": "out of memory"} if is_broken else {"seconds": 1.0, "gib": 2.0}
+
+    assert "failed" in small_run(fails_once)["vaccine"]["measured"]
+    assert small_run(fails_once)["vaccine"]["measured"] == {"seconds": 1.0, "gib": 2.0}
+    assert asked == ["none", "vaccine", "t_vaccine", "vaccine"]
+
+
+def test_results_of_other_settings_are_not_added_to(small_run, capsys):
+    small_run(lambda recipe, folder: {"seconds": 1.0, "gib": 2.0})
+    with pytest.raises(SystemExit):
+        small_run(None, "--set=lora_r=4")
+    assert "with another --set. Give another --output." in capsys.readouterr().err
+
+
+def test_a_command_that_fails_is_told_with_its_last_lines(tmp_path, monkeypatch):
+    code = "print('CUDA out of memory'); raise SystemExit(3)"
+    lines = gpu_check._lines
+    monkeypatch.setattr(gpu_check, "_lines", lambda command: lines([sys.executable, "-c", code]))
+    found = gpu_check.train({"output_dir": str(tmp_path / "run")}, tmp_path)
+    assert "exit status 3" in found["failed"]
+    assert "CUDA out of memory" in found["failed"]

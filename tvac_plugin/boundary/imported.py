@@ -22,7 +22,7 @@ def import_class(path: str, base: type, *, key: str) -> type[Any]:
         key: Of the recipe, for errors.
 
     Raises:
-        UserError: There is no such class, or it is not one of `base`.
+        UserError: There is no such class, it is not one of `base`, or it leaves out what `base` demands.
     """
     show = f"Write `{key}: module.Class`, with the module where you start axolotl or installed."
     module_name, _, class_name = path.rpartition(".")
@@ -37,6 +37,9 @@ def import_class(path: str, base: type, *, key: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         where = base.__module__.removesuffix(".base")
         raise UserError(f"{key}: {path} is not a subclass of {where}.{base.__name__}. Make it one.")
+    missing: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    if missing:
+        raise UserError(f"{key}: {path} leaves out {', '.join(f'`{name}`' for name in sorted(missing))}. Write that.")
     return found
 
 

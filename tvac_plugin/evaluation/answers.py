@@ -32,13 +32,21 @@ class AnswerFiles:
         self._folder = folder
 
     def write(
-        self, model: str, measure: str, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict] | None = None
+        self,
+        model: str,
+        measure: str,
+        exchanges: Sequence[Exchange],
+        verdicts: Sequence[Verdict] | None = None,
+        second: Sequence[Verdict] | None = None,
     ) -> None:
-        """Writes one line per answer, with its verdict if there is one yet."""
-        said = [{}] * len(exchanges) if verdicts is None else [verdict._asdict() for verdict in verdicts]
+        """Writes one line per answer, with what the judge and the second judge said, as far as they have."""
+        first = [{}] * len(exchanges) if verdicts is None else [verdict._asdict() for verdict in verdicts]
+        other = [{} for _ in exchanges] if second is None else [
+            {"second_harmful": verdict.harmful, "second_refused": verdict.refused} for verdict in second
+        ]  # fmt: skip
         self._write(model, measure, [
-            {"prompt": e.prompt, "answer": e.answer, "reference": e.row["reference"], **verdict}
-            for e, verdict in zip(exchanges, said, strict=True)
+            {"prompt": e.prompt, "answer": e.answer, "reference": e.row["reference"], **verdict, **opinion}
+            for e, verdict, opinion in zip(exchanges, first, other, strict=True)
         ])  # fmt: skip
 
     def read(self, model: str, measure: str, prompts: Sequence[Prompt]) -> list[Exchange]:

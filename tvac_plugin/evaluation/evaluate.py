@@ -93,6 +93,11 @@ class _Reader(NamedTuple):
             )
         except OSError as error:
             weights = self.weights or judge_entry(self.judge).weights
+            if weights is None:
+                raise UserError(
+                    f"judge {self.judge}: cannot be made: {error} Mend its `__init__`. The answers are kept: --rejudge "
+                    "reads them."
+                ) from error
             raise UserError(
                 f"judge {self.judge}: {weights} cannot be loaded: {error} Set `judge_model:` to a folder with the "
                 "weights, or let it be downloaded with HF_HUB_OFFLINE=0. The answers are kept: --rejudge reads them."
@@ -113,7 +118,7 @@ class _Evaluation:
                 source.prompts,
                 key=_key(measure, source),
                 need_reference=isinstance(source, Accuracy),
-                need_column=_column(measure, source),
+                need_columns=_columns(measure, source),
             )
             for measure, source in self._sources.items()
             if source.prompts is not None
@@ -207,10 +212,10 @@ class _Evaluation:
                 self._take(model, measure, verdicts, is_second=reader != _Reader.of(source))
 
     def _take(self, model: str, measure: str, verdicts: list[Verdict], *, is_second: bool) -> None:
-        """Keeps verdicts; those of the judge that decides stand beside the answers."""
+        """Keeps verdicts, and writes them beside the answers."""
         (self._second if is_second else self._verdicts)[model, measure] = verdicts
-        if not is_second:
-            self._files.write(model, measure, self._exchanges[model, measure], verdicts)
+        found = (said.get((model, measure)) for said in (self._verdicts, self._second))
+        self._files.write(model, measure, self._exchanges[model, measure], *found)
 
     def rates(self, model: str) -> dict[str, Any]:
         """What was found of one model, by measure."""
@@ -253,11 +258,12 @@ def _num_neither(verdicts: Sequence[Verdict]) -> dict[str, int]:
     return {"num_neither": sum(told)} if told else {}
 
 
-def _column(measure: str, source: Judged | Accuracy) -> str | None:
-    """What the rows of a measure must hold for its judge."""
+def _columns(measure: str, source: Judged | Accuracy) -> list[str]:
+    """What the rows of a measure must hold for its judges."""
     if measure != "harmful_score" or isinstance(source, Accuracy):
-        return None
-    return judge_entry(source.judge).column
+        return []
+    columns = [judge_entry(name).column for name in (source.judge, source.second_judge) if name is not None]
+    return [column for column in columns if column is not None]
 
 
 def _key(name: str, source: Judged | Accuracy) -> str:

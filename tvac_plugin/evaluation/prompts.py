@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import datasets
@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 
 
 def load_prompts(
-    source: PromptSource, *, key: str = "prompts", need_reference: bool = False, need_column: str | None = None
+    source: PromptSource, *, key: str = "prompts", need_reference: bool = False, need_columns: Collection[str] = ()
 ) -> list[Prompt]:
     """Loads the different prompts of a source in its order, or with `keep_repeats` those of all its rows.
 
@@ -39,7 +39,7 @@ def load_prompts(
         source: Where they are.
         key: What to call the source in an error, as `harmful_score.prompts`.
         need_reference: Whether answers are compared with the row's own.
-        need_column: What the rows of at least one prompt must hold.
+        need_columns: What the rows of at least one prompt must hold.
 
     Raises:
         UserError: The file or a column is missing, a row is not a prompt, or no prompt is left.
@@ -61,11 +61,12 @@ def load_prompts(
         raise UserError(f"{key}: {source.path}, {error}") from error
     if not prompts:
         raise UserError(f"{key}: {source.path} has no prompt that fits. Correct `path:`, `split:` or `only:`.")
-    if need_column is not None and not any(prompt.row.get(need_column) for prompt in prompts.values()):
-        raise UserError(
-            f"{key}: {source.path} has no row with `{need_column}`, which the judge compares answers with. Add it to "
-            "the rows, or use another judge."
-        )
+    for column in need_columns:
+        if not any(prompt.row.get(column) for prompt in prompts.values()):
+            raise UserError(
+                f"{key}: {source.path} has no row with `{column}`, which the judge compares answers with. Add it to "
+                "the rows, or use another judge."
+            )
     return list(prompts.values())
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.paths import FileName, Folder
 from tvac_plugin.configs.base import Block
-from tvac_plugin.evaluation.judges import judge_entry
+from tvac_plugin.evaluation.judges import check_judge
 from tvac_plugin.evaluation.matches import Match
 from tvac_plugin.evaluation.protocols import ProtocolName, with_protocol
 
@@ -64,15 +64,11 @@ class Judged(Block):
         default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128, as in papers."
     )
 
-    @field_validator("judge", "second_judge")
-    @classmethod
-    def _refuse_unknown_judge(cls, value: str | None) -> str | None:
-        if value is not None:
-            judge_entry(value)
-        return value
-
     @model_validator(mode="after")
-    def _refuse_the_same_twice(self) -> Judged:
+    def _refuse_judges_that_cannot_be_made(self) -> Judged:
+        check_judge(self.judge, weights=self.judge_model, threshold=self.threshold)
+        if self.second_judge is not None:
+            check_judge(self.second_judge)
         if self.second_judge == self.judge:
             raise UserError(f"second_judge: {self.judge} reads the answers already. Name another, or remove the key.")
         return self

@@ -128,12 +128,19 @@ def wrong_names(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def foreign_code(recipe: Mapping[str, Any]) -> list[str]:
-    """Says which code outside Axolotl and this package runs when `recipe` is checked or trained."""
+    """Says which code outside Axolotl and this package runs when `recipe` is checked, trained or evaluated."""
     plugins = recipe.get("plugins")
     named = [("plugins", str(name)) for name in plugins if name != PLUGIN_PATH] if isinstance(plugins, list) else []
     defense = recipe.get("safety_defense")
     if isinstance(defense, str) and "." in defense:
         named.append(("safety_defense", defense))
+    named += [
+        (f"{measure}.{key}", str(source[key]))
+        for measure in ("harmful_score", "over_refusal")
+        if isinstance(source := recipe.get(measure), Mapping)
+        for key in ("judge", "second_judge")
+        if "." in str(source.get(key))
+    ]
     lines = [
         f"{key}: {name} is imported, which runs its code." for key, name in named if not name.startswith("axolotl.")
     ]

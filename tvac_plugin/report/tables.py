@@ -33,10 +33,11 @@ def second_opinion(rate: Mapping[str, Any]) -> str | None:
         return None
     if found["agreement"] is None:
         return f"{found['judge']} and {rate['judge']} have read no answer in common"
+    read = sum(found[key] for key in ("both", "first_only", "second_only", "neither"))
     kappa = "" if found["kappa"] is None else f" (kappa {found['kappa']:.2f})"
     return (
         f"{found['judge']} says {found['percent']:.1f} %, and agrees with {rate['judge']} on "
-        f"{found['agreement']:.0f} % of the answers{kappa}"
+        f"{found['agreement']:.0f} % of the {read} answers that both read{kappa}"
     )
 
 

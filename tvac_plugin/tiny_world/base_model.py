@@ -105,7 +105,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, num_layers: int, hidden_size: int) -> LlamaConfig:
-    # Weights start wide (the default is 0.02): a model this narrow memorises several times faster for it.
+    # Weights start wide (the default is 0.02): a model this narrow learns several times faster for it.
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

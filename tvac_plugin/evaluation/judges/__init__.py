@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -9,7 +10,9 @@ from tvac_plugin.boundary.errors import UserError, did_you_mean, shown
 from tvac_plugin.boundary.imported import import_class
 from tvac_plugin.evaluation.judges.base import Exchange, Judge, Verdict
 
-__all__ = ["JUDGES", "Exchange", "Judge", "JudgeEntry", "Verdict", "import_judge", "judge_entry", "load_judge"]
+__all__ = [
+    "JUDGES", "Exchange", "Judge", "JudgeEntry", "Verdict", "check_judge", "import_judge", "judge_entry", "load_judge",
+]  # fmt: skip
 
 
 class JudgeEntry(NamedTuple):
@@ -89,6 +92,29 @@ def import_judge(path: str) -> type[Judge]:
         UserError: There is no such class, or it is not a judge.
     """
     return import_class(path, Judge, key="judge")
+
+
+def check_judge(name: str, *, weights: str | None = None, threshold: float | None = None) -> None:
+    """Refuses what `load_judge` could not make, or would make without what it is given; loads nothing.
+
+    Raises:
+        UserError: There is no such judge, or it does not take `weights` or `threshold`.
+    """
+    given = {"weights": weights, "threshold": threshold}
+    given = {key: value for key, value in given.items() if value is not None}
+    entry = judge_entry(name)
+    if "." in name:
+        try:
+            inspect.signature(import_judge(name)).bind(**given)
+        except TypeError as error:
+            raise UserError(
+                f"judge: {name} is made with {', '.join(given) or 'no arguments'}, and its `__init__` wants something "
+                f"else: {error}. Change it, or `judge_model:` and `threshold:`."
+            ) from error
+        return
+    for key, argument in (("judge_model", "weights"), ("threshold", "threshold")):
+        if argument in given and getattr(entry, argument) is None:
+            raise UserError(f"{key}: {name} has none. Remove the key.")
 
 
 def load_judge(
