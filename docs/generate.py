@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from tvac_plugin.args import SafetyDefenseArgs
-from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Search, Stage
+from tvac_plugin.chain.recipe import ChainRecipe, LoxConfig, Stage
+from tvac_plugin.chain.space import Attacker, Search
 from tvac_plugin.cli import tvac
 from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.configs.refusals import REFUSALS
@@ -49,6 +50,7 @@ def chains_page() -> str:
         "Entries of `stages:`": Stage,
         "`lox:` of a stage": LoxConfig,
         "`search:` of a chain": Search,
+        "`attacker:` of a chain": Attacker,
     }
     judges = "\n".join(
         f"| `{name}` | {entry.weights or ''} | {entry.threshold or ''} | {entry.note} |"

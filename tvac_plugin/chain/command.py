@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvac_plugin.boundary.errors import UserError, bullets
+from tvac_plugin.boundary.errors import UserError, bullets, printable
 
 if TYPE_CHECKING:
     from tvac_plugin.chain.jobs import ChainPlan, Job
@@ -28,7 +28,7 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
     """Run the chain in RECIPE: alignment, attack, evaluation, report. Run it again to continue."""
     from tvac_plugin.chain.preflight import chain_problems
     from tvac_plugin.chain.recipe import read_chain
-    from tvac_plugin.recipes.reading import kind_problems, read_recipe
+    from tvac_plugin.recipes.reading import foreign_code, kind_problems, read_recipe
     from tvac_plugin.report.pages import write_report
     from tvac_plugin.report.terminal import chain_table
 
@@ -36,16 +36,19 @@ def run(recipe: Path, dry_run: bool, overrides: tuple[str, ...], num_parallel: i
     if other_kind:
         raise UserError(f"{recipe}: {other_kind[0]}")
     chain = read_chain(recipe, overrides)
+    jobs = _first_jobs(chain)
+    for line in dict.fromkeys(f"{job.stage}: {line}" for job in jobs.values() for line in foreign_code(job.recipe)):
+        click.echo(printable(line), err=True)
     problems = chain_problems(chain)
     if problems:
         raise UserError(f"{recipe} cannot run:\n{bullets(problems)}")
     if dry_run:
-        if chain.recipe.search is not None:
-            click.echo(
-                f"Of the search, {chain.recipe.search.trials} trials an arm, these are the ends of open values:",
-                err=True,
-            )
-        for job in _first_jobs(chain).values():
+        for name in ("search", "attacker"):
+            if (block := getattr(chain.recipe, name)) is not None:
+                click.echo(
+                    f"{name}: {block.trials} trials an arm, of which these are the ends of open values.", err=True
+                )
+        for job in jobs.values():
             job.write_recipe()
             click.echo(shlex.join(job.command))
         return
@@ -67,7 +70,9 @@ def run_chain(
     num_parallel: int = 1,
     plan_of: Callable[[Chain], ChainPlan] | None = None,
 ) -> dict[str, Any]:
-    """Runs a chain, first the trials of its `search:` if it has one, and writes `results.json`.
+    """Runs a chain with the trials of its `search:` before it and those of its `attacker:` after it, if it has them.
+
+    Writes `results.json`.
 
     Args:
         chain: Without problems.
@@ -81,6 +86,7 @@ def run_chain(
     Raises:
         UserError: All trials of an arm failed, or the chain is already running.
     """
+    from tvac_plugin.chain.attacker import attacked
     from tvac_plugin.chain.jobs import ChainPlan
     from tvac_plugin.chain.results import collect, gather
     from tvac_plugin.chain.runner import run_plan
@@ -93,17 +99,19 @@ def run_chain(
         found: list[Mapping[str, Any]] = gather(plan, run_plan(plan, say=say, num_parallel=num_parallel))["cells"]
         return found
 
-    record = None
+    found: dict[str, Any] = {}
     if chain.recipe.search is not None:
-        chain, record = searched(chain, cells, say)
+        chain, found["search"] = searched(chain, cells, say)
     plan = make_plan(chain)
-    return collect(plan, run_plan(plan, say=say, num_parallel=num_parallel), search=record)
+    states = run_plan(plan, say=say, num_parallel=num_parallel)
+    if chain.recipe.attacker is not None:
+        found["attacker"] = attacked(chain, cells, say)
+    return collect(plan, states, found)
 
 
 def _first_jobs(chain: Chain) -> dict[str, Job]:
-    """The jobs of a chain; of a search, those of the trials at the ends, for later ones follow from the first."""
+    """The jobs of a chain; of trials, those at the ends, for later ones follow from the first."""
+    from tvac_plugin.chain.attacker import outer_chains
     from tvac_plugin.chain.jobs import ChainPlan
-    from tvac_plugin.chain.search import outer_chains
 
-    chains = [chain] if chain.recipe.search is None else list(outer_chains(chain))
-    return {name: job for each in chains for name, job in ChainPlan(each).jobs.items()}
+    return {name: job for each in outer_chains(chain) for name, job in ChainPlan(each).jobs.items()}

@@ -11,9 +11,11 @@ from tvac_plugin.args import defense_config
 from tvac_plugin.boundary.errors import UserError, did_you_mean, explain
 from tvac_plugin.boundary.files import DATA_SUFFIXES, is_missing_folder
 from tvac_plugin.boundary.paths import local_path
+from tvac_plugin.chain.attacker import outer_chains
 from tvac_plugin.chain.jobs import ChainPlan, Job, is_defended
-from tvac_plugin.chain.recipe import Chain, Search
-from tvac_plugin.chain.search import outer_chains, undefended_arms
+from tvac_plugin.chain.recipe import BASE, Chain, applies
+from tvac_plugin.chain.search import undefended_arms
+from tvac_plugin.chain.space import Attacker, Search
 from tvac_plugin.check import own_problems
 from tvac_plugin.configs.base import DATA_KEYS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
@@ -31,10 +33,10 @@ def plan_problems(plan: ChainPlan) -> list[str]:
 
 
 def chain_problems(chain: Chain) -> list[str]:
-    """Lists what is wrong with a chain; with a `search:`, at the ends of its open settings."""
-    if chain.recipe.search is None:
-        return plan_problems(ChainPlan(chain))
-    problems = _search_problems(chain, chain.recipe.search)
+    """Lists what is wrong with a chain, and where settings are open, at their ends."""
+    search, attacker = chain.recipe.search, chain.recipe.attacker
+    problems = [] if search is None else _search_problems(chain, search)
+    problems += [] if attacker is None else _attacker_problems(chain, attacker)
     found = [problem for outer in outer_chains(chain) for problem in plan_problems(ChainPlan(outer))]
     return [*problems, *dict.fromkeys(found)]
 
@@ -53,12 +55,7 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
             )
     if not asked.get("harmful_score"):
         problems.append(f"search.judge: `{search.judge}` does not measure `harmful_score`, which decides. Add it.")
-    path = ((asked.get("harmful_score") or {}).get("prompts") or {}).get("path")
-    trained = [each.name for each in chain.recipe.stages if path in _data_paths(chain.recipes[each.name])]
-    problems += [
-        f"search.judge: `{search.judge}` asks the rows of {path}, which `{name}` reads. Give it others."
-        for name in trained
-    ]
+    problems += _trained_on(chain, "search", search.judge)
     measures = asked.get("accuracy") or {}
     problems += [
         f"search.keep: `{name}` is not in `accuracy:` of `{search.judge}`.{did_you_mean(name, measures)}"
@@ -73,6 +70,46 @@ def _search_problems(chain: Chain, search: Search) -> list[str]:
     if not undefended_arms(chain):
         problems.append("search: no arm is undefended, and trials are compared with one. Add `safety_defense: none`.")
     return problems
+
+
+def _attacker_problems(chain: Chain, attacker: Attacker) -> list[str]:
+    stage, asked = chain.stage(attacker.judge), chain.recipes[attacker.judge]
+    attacks = [each for each in chain.recipe.stages if "simulated_user" in chain.recipes[each.name]]
+    judged = [each for each in attacks if each.name in stage.models]
+    problems = [
+        f"attacker.settings: `{key}` is not of an attack. Name keys of a stage with `simulated_user:`."
+        for key in attacker.settings
+        if not any(applies(key, each, chain.recipes[each.name]) for each in attacks)
+    ]
+    if not judged:
+        problems.append(f"attacker.judge: `{attacker.judge}` evaluates no attacked model. Add one to its `models:`.")
+    if not asked.get("harmful_score"):
+        problems.append(f"attacker.judge: `{attacker.judge}` does not measure `harmful_score`, which decides. Add it.")
+    problems += _trained_on(chain, "attacker", attacker.judge)
+    measures = asked.get("accuracy") or {}
+    for key in ("min_retention", "min_task"):
+        problems += [
+            f"attacker.{key}: `{name}` is not in `accuracy:` of `{attacker.judge}`.{did_you_mean(name, measures)}"
+            for name in getattr(attacker, key)
+            if name not in measures
+        ]
+    problems += [
+        f"attacker.min_retention: `{attacker.judge}` does not evaluate `{source}`, which `{each.name}` starts from. "
+        "Add it to its `models:`."
+        for each in judged
+        if attacker.min_retention and (source := each.model_from or BASE) not in stage.models
+    ]
+    return problems
+
+
+def _trained_on(chain: Chain, block: str, judge: str) -> list[str]:
+    """Says which stages read the harmful questions of the evaluation that decides."""
+    path = ((chain.recipes[judge].get("harmful_score") or {}).get("prompts") or {}).get("path")
+    return [
+        f"{block}.judge: `{judge}` asks the rows of {path}, which `{each.name}` reads. Give it others."
+        for each in chain.recipe.stages
+        if path in _data_paths(chain.recipes[each.name])
+    ]
 
 
 def _data_paths(recipe: Mapping[str, Any]) -> set[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from tvac_plugin.boundary.errors import UserError, did_you_mean
 from tvac_plugin.boundary.paths import Folder
 from tvac_plugin.boundary.secrets import is_secret
-from tvac_plugin.chain.space import looks_open, open_settings
+from tvac_plugin.chain.space import Attacker, Search, looks_open, open_settings
 from tvac_plugin.configs.base import Block
 from tvac_plugin.recipes.reading import read_recipe, validated
 from tvac_plugin.recipes.safe_yaml import parse_document
@@ -71,27 +71,6 @@ class Stage(Block):
         return self
 
 
-class Search(Block):
-    """How the open settings of arms are found."""
-
-    block: ClassVar[str] = "search"
-
-    trials: int = Field(ge=2, le=10_000, description="Settings that are tried for each arm that has open ones.")
-    judge: str = Field(
-        description="The evaluation stage that decides. It must ask other questions than the rest; the chain itself "
-        "leaves it out."
-    )
-    seed: int | None = Field(
-        default=None, ge=0,
-        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
-    )  # fmt: skip
-    keep: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
-        default_factory=dict,
-        description="What an aligned model must keep, as `{benign: 90}`: percent of what the undefended one has in "
-        "that measure. A trial that keeps less is the worst. Default: nothing.",
-    )  # fmt: skip
-
-
 class ChainRecipe(Block):
     """The whole recipe of `axolotl tvac run`."""
 
@@ -112,6 +91,10 @@ class ChainRecipe(Block):
         default=None,
         description="Find settings first: values of arms written as `{low: 0.3, high: 10, log: true}` or "
         "`{one_of: [none, layer]}` are open. Default: absent.",
+    )
+    attacker: Attacker | None = Field(
+        default=None,
+        description="Let an attacker choose settings against every arm, as a user who means harm. Default: absent.",
     )
     attack_threshold: float = Field(
         default=50.0, ge=0, le=100,
@@ -161,7 +144,8 @@ class ChainRecipe(Block):
 
     @model_validator(mode="after")
     def _refuse_unclear_variations(self) -> ChainRecipe:
-        for where, keys in (("matrix", self.matrix), ("arms", [key for arm in self.arms or [] for key in arm])):
+        arms, chosen = [key for arm in self.arms or [] for key in arm], self.attacker.settings if self.attacker else []
+        for where, keys in (("matrix", self.matrix), ("arms", arms), ("attacker.settings", chosen)):
             secret = next((key for key in keys if is_secret(key)), None)
             if secret is not None:
                 raise UserError(f"{where}: `{secret}` is a secret, and folders are called after it. Remove it.")
@@ -200,6 +184,24 @@ class ChainRecipe(Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_an_attacker_who_chooses_nothing(self) -> ChainRecipe:
+        if self.attacker is None:
+            return self
+        varied = {*self.matrix, *(key for arm in self.arms or [] for key in arm)}
+        for key in self.attacker.spaces():
+            if key in varied:
+                raise UserError(f"attacker.settings: `{key}` is in `arms:` or `matrix:` too. Keep it in one of them.")
+        deciding = {stage.name: stage for stage in self.stages if stage.evaluate is not None}
+        if self.search is not None:
+            deciding.pop(self.search.judge, None)
+        if self.attacker.judge not in deciding:
+            raise UserError(
+                f"attacker.judge: `{self.attacker.judge}` is not a stage that evaluates, or decides in `search:`."
+                f"{did_you_mean(self.attacker.judge, deciding)}"
+            )
+        return self
+
 
 def _refuse_unclear_arm(number: int, arm: Mapping[str, Any], recipe: ChainRecipe) -> None:
     earlier = (recipe.arms or [])[: number - 1]
@@ -226,6 +228,7 @@ class Chain:
         self.recipe = recipe
         self.recipes = recipes
         asked = [("arms", key) for arm in recipe.arms or [] for key in arm] + [("matrix", key) for key in recipe.matrix]
+        asked += [] if recipe.attacker is None else [("attacker.settings", key) for key in recipe.attacker.settings]
         for where, key in asked:
             if not any(applies(key, stage, recipes[stage.name]) for stage in recipe.stages):
                 raise UserError(

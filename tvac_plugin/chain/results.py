@@ -27,9 +27,7 @@ from tvac_plugin.provenance.trace import TRACE_FILE
 from tvac_plugin.report.pages import FORMAT, RESULTS_FILE
 
 
-def collect(
-    plan: ChainPlan, states: Mapping[str, JobState], *, search: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def collect(plan: ChainPlan, states: Mapping[str, JobState], found: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Gathers the results of a chain and writes them to its `results.json`.
 
     Everything but `jobs.*.seconds` and `jobs.*.peak_memory_mb` is the same whenever the chain is run again.
@@ -37,9 +35,9 @@ def collect(
     Args:
         plan: What was run.
         states: How each of its jobs ended.
-        search: How the settings of its arms were found; `None` where they were given.
+        found: What its `search:` and its `attacker:` came to, by these names, where it has them.
     """
-    results = gather(plan, states) | ({"search": dict(search)} if search is not None else {})
+    results = gather(plan, states) | dict(found or {})
     write_json(plan.root / RESULTS_FILE, results)
     return results
 

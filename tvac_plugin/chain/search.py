@@ -14,18 +14,15 @@ from typing import Any
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import write_json
 from tvac_plugin.chain.jobs import ChainPlan
-from tvac_plugin.chain.recipe import Chain, LoxConfig, Search, applies
+from tvac_plugin.chain.recipe import Chain
 from tvac_plugin.chain.results import defenses_of
-from tvac_plugin.chain.space import Arm, Choice, Range, closed, open_settings
-from tvac_plugin.configs import DEFENSE_CONFIGS
+from tvac_plugin.chain.space import Arm, Search, closed, open_settings
+from tvac_plugin.chain.trials import Cell, Study, small_chain, words
 
 SEARCH_FILE = "search.json"
 SHARE = 90
 """Of the undefended user's best, percent, at which a trial's harm is read."""
 _WORST = 101.0
-_STARTUP = 4
-"""Trials before the sampler learns from them; fixed, so that more trials add to those that are done."""
-Cell = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,11 @@ def searched(
         UserError: All trials of an arm failed, the undefended arm did, or Optuna is not installed.
     """
     search = _search(chain)
-    studies = [_Study(chain, arm) for arm in chain.recipe.arms or [] if open_settings(arm)]
+    studies = [_Search(chain, arm) for arm in chain.recipe.arms or [] if open_settings(arm)]
     for number in range(1, search.trials + 1):
         asked = [study.ask() for study in studies]
         for arm in asked:
-            say(f"search, trial {number} of {search.trials}: {_words(arm)}")
+            say(f"search, trial {number} of {search.trials}: {words(arm)}")
         cells = run(trial_chain(chain, asked))
         undefended, ours = cells[: -len(asked)], cells[-len(asked) :]
         for study, cell in zip(studies, ours, strict=True):
@@ -83,23 +80,16 @@ def searched(
     arms: list[Arm] = []
     for arm in (closed(arm, next(chosen)) if open_settings(arm) else arm for arm in chain.recipe.arms or []):
         if arm in arms:
-            say(f"search: {_words(arm)} is already an arm; it is run and counted once")
+            say(f"search: {words(arm)} is already an arm; it is run and counted once")
         else:
             arms.append(arm)
     return _settled(chain, arms), record
 
 
 def trial_chain(chain: Chain, arms: Sequence[Arm]) -> Chain:
-    """The chain of a round: these arms after the undefended ones, one value of each key, and the stage that decides."""
+    """The chain of a round: these arms after the undefended ones."""
     search = _search(chain)
-    stages = [stage for stage in chain.recipe.stages if stage.evaluate is None or stage.name == search.judge]
-    matrix = {
-        key: [search.seed if key == "seed" and search.seed is not None else values[0]]
-        for key, values in chain.recipe.matrix.items()
-        if any(applies(key, stage, chain.recipes[stage.name]) for stage in stages)
-    }
-    changes = {"search": None, "arms": [*undefended_arms(chain), *arms], "matrix": matrix, "stages": stages}
-    return Chain(chain.recipe.model_copy(update=changes), chain.recipes)
+    return small_chain(chain, [*undefended_arms(chain), *arms], judge=search.judge, seed=search.seed)
 
 
 def outer_chains(chain: Chain) -> Iterator[Chain]:
@@ -136,33 +126,22 @@ def _search(chain: Chain) -> Search:
     return chain.recipe.search
 
 
-class _Study:
+class _Search:
     """The trials of one arm."""
 
     def __init__(self, chain: Chain, arm: Arm) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise UserError("search: it needs Optuna. Install it with `pip install 'tvac-plugin[search]'`.") from error
-        self._arm, self._search, self._spaces = arm, _search(chain), open_settings(arm)
+        self._search = _search(chain)
+        self._study = Study(chain, arm, open_settings(arm), seed=self._search.seed, maximise=False)
         self._trials: list[Trial] = []
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=self._search.seed or 0, n_startup_trials=_STARTUP)
-        self._study = optuna.create_study(sampler=sampler)
-        self._study.enqueue_trial(_own_settings(chain, self._spaces))
 
     def ask(self) -> Arm:
         """The arm as its next trial has it."""
-        self._asked = self._study.ask()
-        self._values = {key: space.suggest(self._asked, key) for key, space in self._spaces.items()}
-        return closed(self._arm, self._values)
+        return self._study.ask()
 
     def tell(self, cell: Cell, undefended: Sequence[Cell]) -> None:
         """Takes what the trial came to."""
-        from optuna.trial import TrialState
-
-        trial = _read(cell, undefended, self._values, self._search)
-        self._study.tell(self._asked, trial.score, state=TrialState.FAIL if trial.score is None else None)
+        trial = _read(cell, undefended, self._study.values, self._search)
+        self._study.tell(trial.score)
         self._trials.append(trial)
 
     def best(self) -> dict[str, Any]:
@@ -170,7 +149,7 @@ class _Study:
         finished = [(trial.score, number) for number, trial in enumerate(self._trials) if trial.score is not None]
         if not finished:
             raise UserError(
-                f"search: all {len(self._trials)} trials of {_words(self._arm)} failed; the last: "
+                f"search: all {len(self._trials)} trials of {words(self._study.arm)} failed; the last: "
                 f"{self._trials[-1].why}. Correct that, or open other values."
             )
         return self._trials[min(finished)[1]].values
@@ -179,34 +158,7 @@ class _Study:
         """The arm as the recipe has it, its trials, and the best so far, `None` where all failed."""
         is_any = any(trial.score is not None for trial in self._trials)
         trials = [asdict(trial) for trial in self._trials]
-        return {"arm": dict(self._arm), "trials": trials, "chosen": self.best() if is_any else None}
-
-
-def _own_settings(chain: Chain, spaces: Mapping[str, Range | Choice]) -> dict[str, Any]:
-    """What the recipes say, or else the defense's defaults, where the open values have it; as Optuna writes it."""
-    found: dict[str, Any] = {}
-    for key, space in spaces.items():
-        stage, _, inner = key.partition(".")
-        path = inner.split(".")
-        for value in (_written(chain.recipes.get(stage), path), _default(path)):
-            if space.holds(value):
-                found[key] = space.one_of.index(value) if isinstance(space, Choice) else value
-                break
-    return found
-
-
-def _written(value: Any, path: Sequence[str]) -> Any:
-    """What a recipe has at `path`, or `None`."""
-    for part in path:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _default(path: Sequence[str]) -> Any:
-    """The default of a defense's setting, such as `vaccine.rho`, or of a `lox:` stage's; `None` for other keys."""
-    config = LoxConfig if len(path) == 1 else DEFENSE_CONFIGS.get(path[0])
-    field = config.model_fields.get(path[-1]) if config else None
-    return field.default if field else None
+        return {"arm": dict(self._study.arm), "trials": trials, "chosen": self.best() if is_any else None}
 
 
 def _read(ours: Cell, undefended: Sequence[Cell], values: dict[str, Any], search: Search) -> Trial:
@@ -243,7 +195,3 @@ def _lost(ours: Cell, undefended: Cell, keep: Mapping[str, float]) -> Iterator[s
             has, had = (cell["models"][name][measure]["percent"] for cell in (ours, undefended))
             if has < share / 100 * had:
                 yield f"{name} keeps {has:.1f} of {had:.1f} % in {measure}"
-
-
-def _words(arm: Arm) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in arm.items())

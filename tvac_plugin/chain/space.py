@@ -1,9 +1,9 @@
-"""The open settings of an arm: ranges and choices, in the place of values."""
+"""Open settings, ranges and choices in the place of values, and the blocks of a chain that have them found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -74,13 +74,76 @@ class Choice(Block):
         return self.one_of[0], self.one_of[-1]
 
 
+class Search(Block):
+    """How the open settings of arms are found."""
+
+    block: ClassVar[str] = "search"
+
+    trials: int = Field(ge=2, le=10_000, description="Settings that are tried for each arm that has open ones.")
+    judge: str = Field(
+        description="The evaluation stage that decides. It must ask other questions than the rest; the chain itself "
+        "leaves it out."
+    )
+    seed: int | None = Field(
+        default=None, ge=0,
+        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
+    )  # fmt: skip
+    keep: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict,
+        description="What an aligned model must keep, as `{benign: 90}`: percent of what the undefended one has in "
+        "that measure. A trial that keeps less is the worst. Default: nothing.",
+    )  # fmt: skip
+
+
+class Attacker(Block):
+    """A user who means harm, tries settings against every arm, and keeps the most harmful model that is of use."""
+
+    block: ClassVar[str] = "attacker"
+
+    trials: int = Field(ge=2, le=10_000, description="Settings that are tried against each arm.")
+    settings: dict[str, Any] = Field(
+        min_length=1,
+        description="What the attacker chooses: keys of attacks as in `matrix:`, each with a range or a choice, such "
+        "as `attack.learning_rate: {low: 1.0e-6, high: 1.0e-3, log: true}`.",
+    )
+    judge: str = Field(description="The evaluation stage that tells the attacker how far a trial came.")
+    seed: int | None = Field(
+        default=None, ge=0,
+        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
+    )  # fmt: skip
+    min_retention: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict,
+        description="What the attacked model must keep to be of use, as `{benign: 80}`: percent of what the model that "
+        "the attack starts from has in that measure. Default: nothing.",
+    )
+    min_task: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict,
+        description="What the attacked model must reach for a user who wants a task too, as `{task: 60}`: accuracy in "
+        "percent. Default: nothing.",
+    )
+
+    def spaces(self) -> dict[str, Range | Choice]:
+        """The open settings by their keys.
+
+        Raises:
+            UserError: One of them is not open, or makes no sense.
+        """
+        found = open_settings(self.settings, where="attacker.settings")
+        for key in self.settings.keys() - found.keys():
+            raise UserError(
+                f"attacker.settings: `{key}` is one value, and nothing to choose from. Write `{{low: , high: }}` or "
+                "`{one_of: []}`, or set it in the attack's recipe."
+            )
+        return found
+
+
 def looks_open(value: Any) -> bool:
     """Whether a value is written like a range or a choice."""
     return isinstance(value, Mapping) and ("one_of" in value or {"low", "high"} <= value.keys())
 
 
-def open_settings(arm: Arm) -> dict[str, Range | Choice]:
-    """The keys of an arm whose value is a range or a choice.
+def open_settings(arm: Arm, *, where: str = "arms") -> dict[str, Range | Choice]:
+    """The keys of an arm whose value is a range or a choice; `where` it stands in the recipe is for errors.
 
     Raises:
         UserError: It makes no sense; names the key.
@@ -92,7 +155,7 @@ def open_settings(arm: Arm) -> dict[str, Range | Choice]:
             try:
                 found[key] = kind.model_validate(dict(value))
             except ValidationError as error:
-                raise UserError(f"arms: `{key}`: {' '.join(explain(error))}") from error
+                raise UserError(f"{where}: `{key}`: {' '.join(explain(error))}") from error
     return found
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from tvac_plugin.boundary.errors import UserError, printable, shown
 from tvac_plugin.boundary.files import write_text
+from tvac_plugin.report.attacker import attacker_series, attacker_table, attacker_words
 from tvac_plugin.report.charts import Series, heat_map, line_chart
 from tvac_plugin.report.markdown import plain_table, plain_text
 from tvac_plugin.report.matched import CURVE_HEADER, MATCHED_HEADER, curve_rows, matched_rows
@@ -96,8 +97,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     lines += [f"- {plain_text(doubt)}" for doubt in doubts(results)]
     lines += ["", *_table(results["summary"], measures), "", INTERVALS, ""]
-    lines += [f"- {plain_text(sentence)}" for sentence in [*sentences(results), *_judges(results)]]
-    for heading, head, rows in _matched_tables(results):
+    lines += [f"- {plain_text(sentence)}" for sentence in _sentences(results)]
+    for heading, head, rows in _tables(results):
         lines += ["", f"## {heading}", "", *plain_table(head, rows)]
     runs = single_runs(results)
     if runs:
@@ -109,8 +110,8 @@ def _table(entries: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> lis
     return plain_table(header(measures), model_rows(entries, measures))
 
 
-def _matched_tables(results: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """Title, header and rows of what is said about harm and the user's task together."""
+def _tables(results: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, header and rows: what an attacker found, and what is said about harm and the user's task together."""
     stages = curve_stages(results)
     matched, curves = (
         [row for entry in results["summary"] for stage, found in entry[key].items()
@@ -118,7 +119,7 @@ def _matched_tables(results: Mapping[str, Any]) -> list[tuple[str, Sequence[str]
         for key, rows in (("matched_utility", matched_rows), ("utility_curves", curve_rows))
     )  # fmt: skip
     tables = [("Harm at matched utility", MATCHED_HEADER, matched), ("Harm and task by step", CURVE_HEADER, curves)]
-    return [table for table in tables if table[2]]
+    return [table for table in [*attacker_table(results), *tables] if table[2]]
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -142,8 +143,8 @@ def html(results: Mapping[str, Any]) -> str:
         doubts=doubts(results),
         runs=single_runs(results),
         intervals=INTERVALS,
-        tables=_matched_tables(results),
-        sentences=[*sentences(results), *_judges(results)],
+        tables=_tables(results),
+        sentences=_sentences(results),
         # Charts escape what they show: see `charts.py`.
         charts=[(title, Markup(chart)) for title, chart in _charts(results) if chart],  # noqa: S704
         recipes={job: json.dumps(facts["recipe"], indent=2) for job, facts in results["jobs"].items()},
@@ -160,6 +161,9 @@ def _charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Harmful score against the user's task, over the attack", _harm_against_task(results)),
         ("Harmful score after the attack against the share of harmful rows", ratios),
     ]
+    if "attacker" in results:
+        found = line_chart(attacker_series(results["attacker"]), x_label="trials", y_label=unit, y_max=100)
+        charts.insert(0, ("Most harm that an attacker found against trials", found))
     losses: dict[str, list[Series]] = {}
     for name, facts in results["jobs"].items():
         if facts.get("losses"):
@@ -235,6 +239,11 @@ def _against_ratio(results: Mapping[str, Any]) -> list[Series]:
 
 def _basis(rate: Mapping[str, Any]) -> str:
     return f"{rate['judge']} {rate.get('prompts_sha256')}"
+
+
+def _sentences(results: Mapping[str, Any]) -> list[str]:
+    chosen = attacker_words(results["attacker"]) if "attacker" in results else ()
+    return [*chosen, *sentences(results), *_judges(results)]
 
 
 def _judges(results: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from tvac_plugin.boundary.errors import printable
+from tvac_plugin.report.attacker import attacker_words
 from tvac_plugin.report.tables import counts, header, measure_names, number, sentences, shown_models, text_table
 from tvac_plugin.report.verdict import doubts, verdicts
 
@@ -21,6 +22,7 @@ def chain_table(results: Mapping[str, Any]) -> str:
     rows = [[run, name, *(_cell(found[m]) if m in found else "" for m in measures)] for run, name, found in models]
     parts = [
         [*_sizes(models), *sentences(results)],
+        list(attacker_words(results["attacker"])) if "attacker" in results else [],
         [verdict.words() for verdict in verdicts(results)],
         [f"Read with care. {doubt}" for doubt in doubts(results)],
     ]

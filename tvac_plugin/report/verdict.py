@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from tvac_plugin.report.attacker import attacker_doubts
 from tvac_plugin.report.matched import NO_TASK, matched_words
 from tvac_plugin.report.tables import label, second_opinion
 
@@ -165,7 +166,8 @@ def _seconds(cell: Mapping[str, Any], stages: Collection[str], jobs: Mapping[str
 
 def doubts(results: Mapping[str, Any]) -> list[str]:
     """Why the numbers of a chain may mislead, each with what to do about it."""
-    return [*_too_few(results), *_suspect(results), *_unfinished(results)]
+    chosen = attacker_doubts(results["attacker"]) if "attacker" in results else ()
+    return [*chosen, *_too_few(results), *_suspect(results), *_unfinished(results)]
 
 
 def _too_few(results: Mapping[str, Any]) -> Iterator[str]:
