@@ -28,7 +28,9 @@ def here(tmp_path, monkeypatch):
     """A folder with the file of the how-to, which is not on the import path."""
     (tmp_path / "push_away.py").write_text(CODE)
     (tmp_path / "half_done.py").write_text(
-        "from tvac_plugin.defenses import Defense\nclass Thing: pass\nclass Half(Defense): pass\n"
+        "from tvac_plugin.defenses import Defense\nclass Thing: pass\nclass Less(Defense): pass\n"
+        "class Half(Defense):\n    def __init__(self, config, model, *, seed): pass\n"
+        "    def step(self, host, batch, position): pass\n"
         "from tvac_plugin.defenses import Booster\nclass Mine(Booster): pass\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -71,6 +73,7 @@ def test_a_recipe_trains_with_it(workspace, here):
         ({"safety_defense": "push_awy.PushAway"}, "push_awy.PushAway cannot be imported: ModuleNotFoundError.*Write"),
         ({"safety_defense": "push_away.PushAwy"}, "push_away has no `PushAwy`. Write `safety_defense: module.Class`"),
         ({"safety_defense": "half_done.Thing"}, "is not a subclass of tvac_plugin.defenses.Defense. Make it one"),
+        ({"safety_defense": "half_done.Less"}, "half_done.Less leaves out `__init__`, `step`. Write that"),
         ({"safety_defense": "half_done.Half"}, "half_done.Half has no `config_class`. Set it to a subclass"),
         ({"safety_defense": "half_done.Mine"}, "shares its `config_class` with another defense. Give it one"),
         ({"custom_defense": {"scal": 1.0}}, "custom_defense: unknown key `scal`. Did you mean `scale`?"),
