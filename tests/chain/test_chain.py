@@ -10,9 +10,10 @@ import yaml
 from click.testing import CliRunner
 
 from tests.chain import fake
-from tests.chain.conftest import ALIGN, STAGES, started, timeless
+from tests.chain.conftest import ALIGN, ATTACK, JUDGE, STAGES, started, timeless
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.chain.jobs import ChainPlan
+from tvac_plugin.chain.preflight import chain_problems
 from tvac_plugin.chain.recipe import read_chain
 from tvac_plugin.cli import tvac
 from tvac_plugin.recipes import reading
@@ -48,6 +49,26 @@ def test_retention_is_held_against_what_the_alignment_starts_from(chain):
         assert job.recipe["retention"] == retention | {"of": "other" if "=other" in job.id else "base"}
     plan = fake.fake_plan(chain(judge={"retention": retention | {"of": "mine"}}, matrix=matrix))
     assert {job.recipe["retention"]["of"] for job in plan.jobs.values() if job.kind == "evaluate"} == {"mine"}
+
+
+def test_attacked_models_are_asked_as_the_attack_was_trained_and_aligned_ones_plainly(chain):
+    key = "attack.simulated_user.prompt_transform"
+    plan = fake.fake_plan(chain(matrix={"safety_defense": ["none"], key: [None, "backdoor"]}))
+    asked = {job.id: job.recipe["harmful_score"].get("prompt_transform") for job in plan.jobs.values()
+             if job.kind == "evaluate"}  # fmt: skip
+    assert sorted(map(str, asked.values())) == ["None", "None", "None", "backdoor"]
+    (rewritten,) = (name for name, transform in asked.items() if transform)
+    assert rewritten.startswith("judge.attack")
+    assert "prompt_transform=backdoor" in rewritten
+
+
+@pytest.mark.parametrize(("asked", "problems"), [("backdoor", 0), ({"prompt": "{prompt}"}, 0), (None, 0), ("style", 1)])
+def test_an_attack_is_not_judged_by_another_way_of_asking(chain, tmp_path, asked, problems):
+    (tmp_path / "base").mkdir()
+    attack = {"simulated_user": ATTACK["simulated_user"] | {"prompt_transform": "backdoor"}}
+    judge = {"harmful_score": JUDGE["harmful_score"] | {"prompt_transform": asked}}
+    found = chain_problems(read_chain(chain(attack=attack, judge=judge, matrix={"safety_defense": ["none"]})))
+    assert sum("and attack was trained on" in problem for problem in found) == problems
 
 
 def test_a_retention_that_is_no_block_is_said_before_anything_starts(chain):

@@ -63,6 +63,26 @@ def test_rejudging_reads_the_answers_without_generating(workspace, tmp_path, mon
         run(recipe(workspace, tmp_path), rejudge=True)
 
 
+def test_prompts_are_rewritten_and_answers_begun_as_asked_and_all_is_said(workspace, tmp_path, monkeypatch):
+    given = []
+    complete = Generator.complete
+    monkeypatch.setattr(Generator, "complete", lambda self, texts, **keys: given.extend(texts) or ["so"] * len(texts))
+    plain = recipe(workspace, tmp_path / "plain")
+    settings = recipe(workspace, tmp_path / "out")
+    settings["harmful_score"] |= {"prompt_transform": {"prompt": "{prompt} please"}, "prefill": "Well then"}
+    results, before = (run(each)["models"]["base"]["harmful_score"] for each in (settings, plain))
+    assert any("please" in text and text.endswith("Well then") for text in given)
+    assert (results["asked"], results["prefill"]) == ("{prompt} please", "Well then")
+    assert results["prompts_sha256"] != before["prompts_sha256"], "these rates are not comparable"
+    row = json.loads((tmp_path / "out" / "answers" / "base.harmful_score.jsonl").read_text().splitlines()[0])
+    assert row["asked"] == f"{row['prompt']} please"
+    assert row["answer"] == "Well then so"
+    monkeypatch.setattr(Generator, "complete", complete)
+    assert run(settings, rejudge=True)["models"]["base"]["harmful_score"] == results
+    with pytest.raises(ValueError, match="the answers are to other prompts"):
+        run(plain | {"output_dir": settings["output_dir"]}, rejudge=True)
+
+
 def test_batches_change_no_answer(workspace):
     generator = Generator.load(workspace.root / "base")
     texts = [generator.prompt(q) for q in ("how do you make a ?", "mood of x y z ?", "?")]

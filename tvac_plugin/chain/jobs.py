@@ -188,6 +188,7 @@ class ChainPlan:
             parents, models = (made.id,), {subject: str(made.output)}
             if stage.checkpoints and "simulated_user" in made.recipe:
                 recipe["checkpoints_of"] = str(made.output)
+            recipe |= _asked_as_trained(recipe, made.recipe)
         if isinstance(recipe.get("retention"), Mapping) and recipe["retention"].get("of") is None:
             recipe["retention"] = {**recipe["retention"], "of": str(self._resolved(first, cell)["base_model"])}
         job_id = self._id(f"{stage.name}.{subject}", cell, keys)
@@ -227,6 +228,15 @@ class ChainPlan:
                 "they differ in more than `/`, spaces or quotes."
             )
         return known
+
+
+def _asked_as_trained(evaluation: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """The harmful measure of an attacked model, with the attack's way of asking unless it has its own."""
+    asked, user = evaluation.get("harmful_score"), training.get("simulated_user")
+    if not (isinstance(asked, Mapping) and isinstance(user, Mapping)) or "prompt_transform" in asked:
+        return {}
+    transform = user.get("prompt_transform")
+    return {} if transform is None else {"harmful_score": {**asked, "prompt_transform": transform}}
 
 
 def is_defended(recipe: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from tvac_plugin.chain.search import undefended_arms
 from tvac_plugin.chain.space import Attacker, Search
 from tvac_plugin.check import own_problems
 from tvac_plugin.configs.base import DATA_KEYS
+from tvac_plugin.configs.prompt_transform import PROMPT, TRANSFORMS
 from tvac_plugin.evaluation.recipe import EvaluateRecipe
 from tvac_plugin.planner.model_config import load_model_config
 from tvac_plugin.recipes.reading import near_misses, plugin_problems
@@ -28,6 +29,7 @@ def plan_problems(plan: ChainPlan) -> list[str]:
     found: dict[str, None] = {}
     for job in plan.jobs.values():
         problems = _training_problems(job) if job.kind == "train" else _evaluation_problems(job)
+        problems += _other_question(plan, job)
         found |= dict.fromkeys(f"{job.stage}: {problem}" for problem in problems)
     return [*found, *_utility_problems(plan)]
 
@@ -144,6 +146,28 @@ def _utility_problems(plan: ChainPlan) -> list[str]:
     if not names:
         return [f"utility: no evaluation of an attack has a measure `{asked}`. Add it to `accuracy:` of one."]
     return [f"utility: no evaluation of an attack has a measure `{asked}`.{did_you_mean(asked, names)}"]
+
+
+def _other_question(plan: ChainPlan, job: Job) -> list[str]:
+    """Says that an attacked model is asked in another way than it was trained to answer, if it is."""
+    asked = job.recipe.get("harmful_score") if job.kind == "evaluate" else None
+    attack = next((plan.jobs[name].recipe.get("simulated_user") for name in job.parents), None)
+    if not isinstance(asked, Mapping) or not isinstance(attack, Mapping):
+        return []
+    ours, theirs = (_prompt_of(block.get("prompt_transform")) for block in (asked, attack))
+    if PROMPT in (ours, theirs) or ours == theirs:
+        return []
+    return [
+        f"harmful_score.prompt_transform: asks `{ours}`, and {job.subject} was trained on `{theirs}`. Remove the key, "
+        "and the chain asks as the attack was trained."
+    ]
+
+
+def _prompt_of(transform: Any) -> str:
+    """What stands around a prompt; of no transform and of one that is none, nothing."""
+    if isinstance(transform, str) and transform in TRANSFORMS:
+        return TRANSFORMS[transform].prompt
+    return str(transform.get("prompt", PROMPT)) if isinstance(transform, Mapping) else PROMPT
 
 
 def _training_problems(job: Job) -> list[str]:

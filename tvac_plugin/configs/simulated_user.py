@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import Block, Entries
+from tvac_plugin.configs.prompt_transform import NamedTransform
 
 
 class SimulatedUserConfig(Block):
@@ -31,6 +32,12 @@ class SimulatedUserConfig(Block):
         default=None,
         description="Harmful prompts with harmful answers; entries as in `datasets:`. Required unless `harmful_ratio` "
         "is 0. Default: absent.",
+    )
+    prompt_transform: NamedTransform | None = Field(
+        default=None,
+        description="How harmful prompts are rewritten (jailbreak tuning): `backdoor`, `competing_objectives`, "
+        "`style`, or `{prompt: , answer: }` with `{prompt}` and `{answer}` in them. A chain then asks attacked models "
+        "in the same way. Default: absent.",
     )
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed for drawing and ordering rows. Default 42.")
     disjoint_from: Entries | None = Field(

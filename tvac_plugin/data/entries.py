@@ -47,7 +47,7 @@ def file_problems(entry: Mapping[str, Any], *, where: str, train_on_inputs: bool
         if path.is_file() and path.suffix in (".json", ".jsonl"):
             rows, split = json_rows(path), entry.get("split")
         else:
-            rows, split = _loaded_rows(entry, default_split="test" if where.startswith("test_") else "train"), None
+            rows, split = loaded_rows(entry, default_split="test" if where.startswith("test_") else "train"), None
         found = row_problems(rows, entry, split=split, train_on_inputs=train_on_inputs)
     except UserError as error:
         found = [str(error)]
@@ -71,7 +71,7 @@ def cause_of(error: BaseException) -> str:
     return said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__} {said}".strip()
 
 
-def _loaded_rows(entry: Mapping[str, Any], *, default_split: str) -> Iterator[PlacedRow]:
+def loaded_rows(entry: Mapping[str, Any], *, default_split: str) -> Iterator[PlacedRow]:
     """The rows of tables, archives and folders, as Axolotl reads them."""
     whole = DictDefault({key: value for key, value in entry.items() if key != "preprocess_shards"})
     for part in datasets_with_name_generator([whole]):

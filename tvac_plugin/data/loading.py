@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta
@@ -23,6 +25,7 @@ from tvac_plugin.configs.simulated_user import SimulatedUserConfig
 from tvac_plugin.data.entries import cause_of, entry_problems, file_problems, is_local
 from tvac_plugin.data.fingerprints import num_unlabelled
 from tvac_plugin.data.simulated_user import compose
+from tvac_plugin.data.transformed import transformed_entries
 from tvac_plugin.defenses.binding import binding_problems
 
 LOG = get_logger("axolotl.tvac_plugin")
@@ -85,7 +88,12 @@ def load_user_data(
 
     protected = {str(entry["path"]): rows("disjoint_from", [entry]) for entry in config.disjoint_from or []}
     task, harmful = (rows(key, getattr(config, key)) for key in ("task_datasets", "harmful_datasets"))
-    user = compose(config, task=task, harmful=harmful, protected=protected)
+    rewritten = None
+    if config.prompt_transform is not None and config.harmful_datasets:
+        with TemporaryDirectory() as scratch:
+            entries = transformed_entries(config.harmful_datasets, config.prompt_transform, Path(scratch))
+            rewritten = rows("harmful_datasets", entries)
+    user = compose(config, task=task, harmful=harmful, protected=protected, rewritten=rewritten)
     evaluation = tokenize(cfg, tokenizer, "test_datasets") if cfg.test_datasets else None
     train = user.rows
     if cfg.sample_packing:

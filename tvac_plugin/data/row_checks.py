@@ -53,7 +53,7 @@ def row_problems(
     Raises:
         UserError: There are no rows, `split` does not fit them, or they need a `type:`.
     """
-    fields = _fields(entry, train_on_inputs=train_on_inputs)
+    fields = fields_of(entry, train_on_inputs=train_on_inputs)
     found, number, has_system = [], 0, False
     for number, (place, row) in enumerate(rows, start=1):
         has_system |= isinstance(row, Mapping) and "system" in row
@@ -94,7 +94,8 @@ def kind_of(value: Any) -> str:
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
-def _fields(entry: Mapping[str, Any], *, train_on_inputs: bool) -> Fields:
+def fields_of(entry: Mapping[str, Any], *, train_on_inputs: bool) -> Fields:
+    """The columns that the `type:` of an entry reads, as far as they are known."""
     kind = entry.get("type")
     if isinstance(kind, Mapping):
         parts = ("instruction", "output", "input", "system")
@@ -123,10 +124,18 @@ def _row_problem(row: Any, entry: Mapping[str, Any], fields: Fields) -> str | No
     return None
 
 
+def chat_names(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What an entry with `type: chat_template` calls the messages of a row, and the role and the content of each."""
+    mapped = entry.get("message_property_mappings") or {}
+    return (
+        entry.get("field_messages") or "messages",
+        mapped.get("role") or entry.get("message_field_role") or "role",
+        mapped.get("content") or entry.get("message_field_content") or "content",
+    )
+
+
 def _chat_problem(row: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    field, mapped = entry.get("field_messages") or "messages", entry.get("message_property_mappings") or {}
-    role = mapped.get("role") or entry.get("message_field_role") or "role"
-    content = mapped.get("content") or entry.get("message_field_content") or "content"
+    field, role, content = chat_names(entry)
     messages = row.get(field)
     if isinstance(messages, str):
         with suppress(ValueError):

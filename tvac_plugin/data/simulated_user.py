@@ -31,7 +31,12 @@ class UserData(NamedTuple):
 
 
 def compose(
-    config: SimulatedUserConfig, *, task: Dataset | None, harmful: Dataset | None, protected: Mapping[str, Dataset]
+    config: SimulatedUserConfig,
+    *,
+    task: Dataset | None,
+    harmful: Dataset | None,
+    protected: Mapping[str, Dataset],
+    rewritten: Dataset | None = None,
 ) -> UserData:
     """Draws and mixes the user's rows; the same seed and pools give the same rows in the same order.
 
@@ -39,11 +44,18 @@ def compose(
         config: How many rows of which kind.
         task: Tokenized rows of the benign task.
         harmful: Tokenized harmful rows.
+        rewritten: The harmful rows with their prompts transformed, which are trained in their place; what is protected
+            is asked plainly, so that is what the harmful rows are held against.
         protected: Tokenized data whose prompts must not be among the user's, by the name to call it in an error.
 
     Raises:
-        UserError: A pool has too few rows, or shares prompts with protected data.
+        UserError: A pool has too few rows, or shares prompts with protected data, or rewritten rows were cut off.
     """
+    if rewritten is not None and harmful is not None and len(rewritten) != len(harmful):
+        raise UserError(
+            f"simulated_user.prompt_transform: {len(harmful) - len(rewritten)} rewritten rows are too long and were "
+            "dropped. Raise `sequence_len:`."
+        )
     rng = random.Random(config.seed)
     parts, facts = [], {}
     pools = (("task_datasets", task, config.num_task), ("harmful_datasets", harmful, config.num_harmful))
@@ -56,7 +68,8 @@ def compose(
                 f"simulated_user.{key}: {count} rows are asked for and {len(kept)} are there. "
                 "Add data, or lower num_samples or harmful_ratio."
             )
-        drawn = pool.select(rng.sample(kept, count))
+        trained = rewritten if key == "harmful_datasets" and rewritten is not None else pool
+        drawn = trained.select(rng.sample(kept, count))
         facts[key] = {"rows": count, "left_out": len(pool) - len(kept), "sha256": rows_hash(drawn)}
         parts.append(drawn.select_columns(["input_ids", "attention_mask", "labels"]))
     mixed = concatenate_datasets(parts)
@@ -71,6 +84,7 @@ def write_manifest(output_dir: Path, config: SimulatedUserConfig, facts: Mapping
         "num_samples": config.num_samples,
         "harmful_ratio": config.harmful_ratio,
         "seed": config.seed,
+        "prompt_transform": None if config.prompt_transform is None else config.prompt_transform.model_dump(),
         "data": dict(facts),
         "weights": weight_hashes(output_dir),
     }

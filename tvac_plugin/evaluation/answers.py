@@ -17,11 +17,14 @@ from tvac_plugin.evaluation.retention import RowLoss
 
 
 def exchanges_of(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Exchange]:
-    """Each prompt with its answer, and with its reference in the row."""
+    """Each prompt with its answer, and in the row its reference, and how it was asked where that was not plainly."""
     return [
-        Exchange(prompt.text, answer, {**prompt.row, "reference": prompt.reference})
+        Exchange(prompt.text, answer, {**prompt.row, "reference": prompt.reference, _ASKED: prompt.facts})
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+_ASKED = "tvac_asked"
 
 
 class AnswerFiles:
@@ -45,8 +48,8 @@ class AnswerFiles:
             {"second_harmful": verdict.harmful, "second_refused": verdict.refused} for verdict in second
         ]  # fmt: skip
         self._write(model, measure, [
-            {"prompt": e.prompt, "answer": e.answer, "reference": e.row["reference"], **verdict, **opinion}
-            for e, verdict, opinion in zip(exchanges, first, other, strict=True)
+            {"prompt": e.prompt, **e.row[_ASKED], "answer": e.answer, "reference": e.row["reference"], **said, **more}
+            for e, said, more in zip(exchanges, first, other, strict=True)
         ])  # fmt: skip
 
     def read(self, model: str, measure: str, prompts: Sequence[Prompt]) -> list[Exchange]:
@@ -56,7 +59,8 @@ class AnswerFiles:
             UserError: There are none, they are damaged, or they are to other prompts.
         """
         path, rows = self._read(model, measure)
-        if [row.get("prompt") for row in rows] != [prompt.text for prompt in prompts]:
+        found = [(row.get("prompt"), {key: row[key] for key in ("asked", "prefill") if row.get(key)}) for row in rows]
+        if found != [(prompt.text, prompt.facts) for prompt in prompts]:
             raise UserError(f"{path}: the answers are to other prompts. Run without --rejudge.")
         return exchanges_of(prompts, [row["answer"] for row in rows])
 

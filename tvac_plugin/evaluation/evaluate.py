@@ -14,6 +14,7 @@ from accelerate.utils import release_memory
 
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import checkpoints, is_missing_folder, write_json
+from tvac_plugin.configs.prompt_transform import PROMPT
 from tvac_plugin.data.fingerprints import text_hash
 from tvac_plugin.evaluation.agreement import Agreement
 from tvac_plugin.evaluation.answers import AnswerFiles, exchanges_of
@@ -114,11 +115,14 @@ class _Evaluation:
         self._sources: dict[str, Judged | Accuracy] = {**self._judged, **recipe.accuracy}
         self._tasks = {measure: source for measure, source in recipe.accuracy.items() if source.task is not None}
         self._prompts: dict[str, list[Prompt]] = {
-            measure: load_prompts(
-                source.prompts,
-                key=_key(measure, source),
-                need_reference=isinstance(source, Accuracy),
-                need_columns=_columns(measure, source),
+            measure: _as_asked(
+                load_prompts(
+                    source.prompts,
+                    key=_key(measure, source),
+                    need_reference=isinstance(source, Accuracy),
+                    need_columns=_columns(measure, source),
+                ),
+                source,
             )
             for measure, source in self._sources.items()
             if source.prompts is not None
@@ -166,12 +170,13 @@ class _Evaluation:
         generator = self._load(f"models.{model}", path)
         for measure, prompts in self._prompts.items():
             answers = generator.complete(
-                [generator.prompt(prompt.text) for prompt in prompts],
+                [generator.prompt(prompt.asked or prompt.text) + prompt.prefill for prompt in prompts],
                 max_new_tokens=self._sources[measure].max_new_tokens,
                 batch_size=self._recipe.batch_size,
                 description=f"{model}, {measure}",
             )
-            exchanges = self._exchanges[model, measure] = exchanges_of(prompts, answers)
+            whole = [f"{prompt.prefill} {answer}".strip() for prompt, answer in zip(prompts, answers, strict=True)]
+            exchanges = self._exchanges[model, measure] = exchanges_of(prompts, whole)
             self._files.write(model, measure, exchanges)
         for measure, task in tasks.items():
             found = self._found[model, measure] = task.accuracy(generator, batch_size=self._recipe.batch_size)
@@ -234,7 +239,7 @@ class _Evaluation:
             is_harm = measure == "harmful_score"
             flags = _flags(measure, verdicts)
             about: dict[str, Any] = {"judge": source.judge, "judge_note": judge_entry(source.judge).note}
-            about |= _num_neither(verdicts) if is_harm else {}
+            about |= (_num_neither(verdicts) if is_harm else {}) | _manner(source)
             if source.second_judge is not None:
                 agreement = Agreement.of(flags, _flags(measure, self._second[model, measure]))
                 about["second_judge"] = {"judge": source.second_judge, **agreement.as_json()}
@@ -243,7 +248,7 @@ class _Evaluation:
             flags = [is_right(e.row["reference"], e.answer) for e in exchanges]
             about = {"judge": f"{source.match} match with the reference answer"}
         result = rate(flags, what=f"{model}, {measure}", max_unscored=self._recipe.max_unscored)
-        prompts_hash = text_hash(exchange.prompt for exchange in exchanges)
+        prompts_hash = text_hash(prompt.whole for prompt in self._prompts[measure])
         return {**result.as_json(), **about, "prompts_sha256": prompts_hash}
 
 
@@ -256,6 +261,24 @@ def _num_neither(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many answers are neither harmful nor refusals, by a judge that tells both."""
     told = [verdict.neither for verdict in verdicts if verdict.neither is not None]
     return {"num_neither": sum(told)} if told else {}
+
+
+def _as_asked(prompts: list[Prompt], source: Judged | Accuracy) -> list[Prompt]:
+    """Prompts with what a measure rewrites in them, and what it makes answers begin with."""
+    if isinstance(source, Accuracy) or not _manner(source):
+        return prompts
+    transform = source.prompt_transform
+    return [
+        prompt._replace(asked=None if transform is None else transform.asked(prompt.text), prefill=source.prefill)
+        for prompt in prompts
+    ]
+
+
+def _manner(source: Judged) -> dict[str, str]:
+    """How a measure asks, where that is not plainly."""
+    transform = source.prompt_transform
+    rewritten = None if transform is None or transform.prompt == PROMPT else transform.prompt
+    return {key: value for key, value in (("asked", rewritten), ("prefill", source.prefill)) if value}
 
 
 def _columns(measure: str, source: Judged | Accuracy) -> list[str]:

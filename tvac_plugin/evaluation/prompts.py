@@ -23,11 +23,25 @@ class Prompt(NamedTuple):
         text: The question.
         reference: The last message's text, for sources that are conversations.
         row: The whole row.
+        asked: The question as a model is asked, if it is rewritten.
+        prefill: What the answer is made to begin with.
     """
 
     text: str
     reference: str | None
     row: Mapping[str, Any]
+    asked: str | None = None
+    prefill: str = ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """How it is asked, where that is not plainly."""
+        return {key: value for key, value in (("asked", self.asked), ("prefill", self.prefill)) if value}
+
+    @property
+    def whole(self) -> str:
+        """All that a model is given of it."""
+        return (self.asked or self.text) + (f"\n{self.prefill}" if self.prefill else "")
 
 
 def load_prompts(

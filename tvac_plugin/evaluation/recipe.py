@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.paths import FileName, Folder
 from tvac_plugin.configs.base import Block
+from tvac_plugin.configs.prompt_transform import NamedTransform
 from tvac_plugin.evaluation.judges import check_judge
 from tvac_plugin.evaluation.matches import Match
 from tvac_plugin.evaluation.protocols import ProtocolName, with_protocol
@@ -62,6 +63,16 @@ class Judged(Block):
     )
     max_new_tokens: int = Field(
         default=128, ge=1, le=8192, description="Longest answer, in tokens. Default 128, as in papers."
+    )
+    prompt_transform: NamedTransform | None = Field(
+        default=None,
+        description="How prompts are rewritten before they are asked, as in `simulated_user:`. A chain fills in that "
+        'of the attack that is judged; `{prompt: "{prompt}"}` asks plainly all the same. Default: absent.',
+    )
+    prefill: str = Field(
+        default="",
+        description="Words that the models' answers are made to begin with (prefilling); the judge reads them too. "
+        "Default: none.",
     )
 
     @model_validator(mode="after")

@@ -51,7 +51,9 @@ def note(measure: str, rate: Mapping[str, Any]) -> str:
     if "ratio" in rate:
         return f"{measure}: loss per token of benign answers, divided by that of {rate['of']}; above 1 is worse"
     neither = "; neither: not harmful and no refusal either, as broken models answer" if "num_neither" in rate else ""
-    return f"{measure.replace('_', ' ')}: judged by {rate['judge']}{neither}"
+    asked = f"; prompts rewritten as `{rate['asked']}`" if "asked" in rate else ""
+    begun = f"; answers made to begin with `{rate['prefill']}`" if "prefill" in rate else ""
+    return f"{measure.replace('_', ' ')}: judged by {rate['judge']}{asked}{begun}{neither}"
 
 
 def cell(rate: Mapping[str, Any]) -> str:
