@@ -129,7 +129,7 @@ def built_cases(shape: Shape, settings: Settings) -> Iterator[dict[str, Case]]:
 
 
 def _states(defense: Defense, shape: Shape, settings: Settings) -> list[dict[str, Any]]:
-    """A state for each draw: the layers with the highest probabilities, or any without them; none if it draws itself."""
+    """A state for each draw, of layers with the highest probabilities or, without any, at random; none if it draws."""
     known = settings.probabilities is not None
     scores = torch.tensor(settings.probabilities).double() if known else uniform(shape.num_layers)
     sampling: LayerSampling = "top_k" if known else "uniform"

@@ -37,8 +37,8 @@ from tvac_plugin.model.numerics import precise
 from tvac_plugin.model.types import Batch
 
 LOG = getLogger(__name__)
-_ROUNDING = 16
-"""Of an eps_l along m_l, subtraction leaves about this many units in the last place, and nothing that is meant."""
+_SUMMED = 16
+"""By how many units in the last place a long sum may be off."""
 
 
 class OASIS(Defense):
@@ -148,13 +148,14 @@ class OASIS(Defense):
 def orthogonal_part(states: Tensor, direction: Tensor) -> Tensor:
     """What of `states`, [batch, sequence, hidden], is orthogonal to `direction`, [hidden] with length 1 or 0.
 
-    Exactly zero where a token's state lies along the direction, up to rounding.
+    Exactly zero where a token's state lies along the direction, up to the rounding of its own numbers and of the sum.
     """
     x = precise(states)
     m = direction.to(x)
     rest = x - (x * m).sum(dim=-1, keepdim=True) * m
-    least = _ROUNDING * torch.finfo(x.dtype).eps * x.norm(dim=-1, keepdim=True)
-    return torch.where(rest.norm(dim=-1, keepdim=True) > least, rest, 0.0).to(states.dtype)
+    rounding = torch.finfo(states.dtype).eps + _SUMMED * torch.finfo(x.dtype).eps
+    is_meant = rest.norm(dim=-1, keepdim=True) > rounding * x.norm(dim=-1, keepdim=True)
+    return torch.where(is_meant, rest, 0.0).to(states.dtype)
 
 
 def _undefended(host: Host, batch: Batch) -> StepReport:
