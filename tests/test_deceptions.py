@@ -125,6 +125,7 @@ TAUGHT = "6 rows of harmful_datasets, harmful answer included, are also in datas
 CHECK = [
     *weak("t_vaccine", rho=...),
     *weak("vaccine", rho=...),
+    *weak("oasis", rho=...),
     *weak("random_noise", rho=...),
     *weak("rep_noise", alpha=..., beta=...),
     *weak("tar", tamper_scale=...),

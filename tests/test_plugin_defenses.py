@@ -16,6 +16,7 @@ from tvac_plugin.provenance.manifest import verify
 SETTINGS = {
     "random_noise": {"rho": 1.0},
     "vaccine": {"rho": 1.0},
+    "oasis": {"rho": 1.0, "num_active_layers": 2, "probe_steps": 2, "probe_batch_size": 2},
     "rep_noise": {"batch_size": 2},
     "tar": {"inner_steps": 3, "tamper_every": 2, "adversary_learning_rates": [1e-3], "batch_size": 2},
     "booster": {"batch_size": 2},
@@ -24,6 +25,7 @@ ALIGNMENT = ["t_vaccine", *SETTINGS]
 METRICS = {
     "t_vaccine": "perturbation_norm",
     "vaccine": "perturbation_norm",
+    "oasis": "perturbation_norm",
     "random_noise": "perturbation_norm",
     "rep_noise": "regularizer_norm",
     "tar": "tamper_norm",
@@ -106,7 +108,7 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
     assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
 
 
-@pytest.mark.parametrize("name", ["t_vaccine", "vaccine", "random_noise", "rep_noise", "tar", "booster"])
+@pytest.mark.parametrize("name", ["t_vaccine", "vaccine", "oasis", "random_noise", "rep_noise", "tar", "booster"])
 def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
     keys = {"rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"]}
     weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)

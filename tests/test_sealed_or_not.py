@@ -72,6 +72,13 @@ SETTINGS = {
         "checkpoint_inactive": st.sampled_from(["auto", "on", "off"]),
     },
     "vaccine": PERTURBATION | {"perturbed_share": shares},
+    "oasis": PERTURBATION
+    | {
+        "num_active_layers": st.sampled_from([1, 1, 2, 2, 3]),
+        "probe_steps": few,
+        "probe_batch_size": few,
+        "renormalise": st.booleans(),
+    },
     "random_noise": PERTURBATION,
     "rep_noise": {"alpha": scales, "beta": scales, "refusal_scale": scales, "batch_size": few},
     "tar": {
@@ -90,7 +97,12 @@ SETTINGS = {
     "booster": {"regularizer_scale": scales, "harmful_step_size": scales, "batch_size": few},
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
-NEEDED = {"t_vaccine": {"num_active_layers"}, "tar": {"inner_steps", "tamper_every"}, "lisa": {"alignment_steps"}}
+NEEDED = {
+    "t_vaccine": {"num_active_layers"},
+    "oasis": {"num_active_layers"},
+    "tar": {"inner_steps", "tamper_every"},
+    "lisa": {"alignment_steps"},
+}
 PARTS = {"all": "", "embeddings": "embed_tokens", "first layer": "layers.0.", "last layer": "layers.1.",
          "norms": "norm", "head": "lm_head", "attention": "self_attn"}  # fmt: skip
 MODULES = ["q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "lm_head", "embed_tokens"]

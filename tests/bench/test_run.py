@@ -133,6 +133,17 @@ def test_settings_can_be_changed_for_one_defense():
     assert defense_settings("vaccine", TINY, settings).perturb == "attention"
 
 
+def test_a_defense_whose_probes_alone_draw_is_given_other_layers_in_every_draw():
+    found = benchmark(TINY, Settings(defenses=["oasis"], repeats=0, draws=6, threads=1)).main.cases["oasis"]
+    assert len({tuple(draw.layers) for draw in found.draws}) > 1
+    for draw in found.draws:
+        assert draw.layer_backwards == 2 * (TINY.num_layers - min(draw.layers)), "there is no probe among them"
+    known = Settings(defenses=["oasis"], repeats=0, draws=2, threads=1, probabilities=[0.2, 0.5, 0.3])
+    found = benchmark(TINY, known)
+    assert [draw.layers for draw in found.main.cases["oasis"].draws] == [[1], [1]]
+    assert "its mean is 1.00, and 1.00 in that of --draws-from" in bench_text(found)
+
+
 def test_layers_are_drawn_with_the_probabilities_given():
     settings = Settings(
         defenses=["t_vaccine"], repeats=0, draws=6, threads=1, probabilities=[0.0001, 0.0001, 0.9998]

@@ -22,9 +22,9 @@ from tests.support.deep_model import (
 )
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
-from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.defenses import TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
+from tvac_plugin.defenses import OASIS, TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 from tvac_plugin.lox import apply_lox
 
@@ -68,6 +68,18 @@ def test_vaccine_trains_as_the_published_code_does():
     report = defense.step(WatchedHost(model), formula_batch(0), Position(step=0, starts_step=True))
     assert report.loss.item() == pytest.approx(expected["perturbed_loss"], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_oasis_chooses_layers_and_trains_as_the_published_code_does():
+    expected, model = RECORDED["oasis"], deep_model().double()
+    defense = OASIS(OASISConfig(rho=expected["rho"]), model, seed=1)
+    host = WatchedHost(model, {"probe": [formula_batch(9)]})
+    report = defense.step(host, formula_batch(0), Position(step=0, starts_step=True))
+    assert report.events[0]["scores"] == pytest.approx(expected["scores"], rel=1e-5)
+    assert list(report.active_layers) == expected["active_layers"]
+    assert report.norms["perturbation_norm"].item() == pytest.approx(expected["perturbation_norm"], rel=1e-5)
+    assert report.loss.item() == pytest.approx(expected["perturbed_loss"], rel=1e-5)
     assert_digest(digest(gradients(model)), expected["gradients"])
 
 

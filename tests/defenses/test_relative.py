@@ -188,7 +188,7 @@ def test_an_equal_model_with_a_larger_output_is_trained_the_same_by_a_relative_r
     assert abs(losses["absolute"][1] / losses["absolute"][0] - 1) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["vaccine", "random_noise", "t_vaccine"])
+@pytest.mark.parametrize("name", ["vaccine", "random_noise", "t_vaccine", "oasis"])
 def test_a_relative_rho_must_be_given(name):
     recipe = {"safety_defense": name, "harmful_datasets": [{"path": "x.jsonl", "type": "alpaca"}]}
     with pytest.raises(ValueError, match="rho") as caught:

@@ -294,7 +294,7 @@ def test_top_k_takes_the_highest_scores():
 def test_a_probe_that_says_nothing_is_warned_of(monkeypatch, caplog, poison):
     model = lora_model()
     defense = TVaccine(TVaccineConfig(num_active_layers=2), model, seed=1)
-    monkeypatch.setattr("tvac_plugin.defenses.t_vaccine.norm", lambda tensors: tensors[0].sum() * 0 + poison)
+    monkeypatch.setattr("tvac_plugin.defenses.layer_probe.norm", lambda tensors: tensors[0].sum() * 0 + poison)
     report, _ = step(defense, model, random_batch())
     assert report.events[0]["probabilities"] == [0.25] * 4
     assert "probe 1: its scores are zero or not finite, so layers are drawn uniformly" in caplog.text

@@ -25,7 +25,7 @@ def step(*, shared=True, drawn=(2, 3), lora=True, dropout=0.0, checkpointing=Fal
     defense = TVaccine(TVaccineConfig(num_active_layers=len(drawn), **settings), model, seed=1)
     defense.load_state_dict({"num_probes": 1, "probabilities": [0.25] * 4, "active_layers": list(drawn)})
     if not shared:
-        defense._below = list
+        defense._layers.below = lambda _drawn: []
     runs = dict.fromkeys(range(4), 0)
 
     def count(index):
@@ -74,7 +74,7 @@ def test_layers_whose_side_outputs_are_read_later_are_not_shared(extra):
     model.config.update(extra)
     defense = TVaccine(TVaccineConfig(num_active_layers=1), model, seed=1)
     defense.load_state_dict({"num_probes": 1, "probabilities": [0.25] * 4, "active_layers": [3]})
-    assert defense._below() == []
+    assert defense._layers.below([3]) == []
 
 
 def test_the_shared_layers_keep_no_autograd_state():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.planner.measured import AFTER_THE_DRAW, drawn, measured, planned_counter
-from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.defenses import OASIS
 
 SIZES = {"num_hidden_layers": 3}
 ARMS = {
     "none": (None, None),
     "vaccine": (VaccineConfig(), None),
     "t_vaccine": (TVaccineConfig(num_active_layers=1), drawn(1)),
+    "oasis": (OASISConfig(num_active_layers=1), OASIS.state_with([1])),
 }
 LEAN = [
     ("llama", "lora", False),

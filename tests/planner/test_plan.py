@@ -99,6 +99,15 @@ def test_with_top_k_memory_is_that_of_the_layers_that_are_drawn(recipe, tmp_path
     assert known.mean_saved < unknown.mean_saved
 
 
+def test_a_plan_for_oasis_has_its_choices_and_its_probes(recipe, tmp_path):
+    oasis = {"safety_defense": "oasis", "oasis": {"num_active_layers": 1, "probe_steps": 2}}
+    trace = probed(tmp_path / "t.jsonl", of_layers(recipe, -1))
+    high, any_layer = make_plan(recipe | oasis, draws=trace), make_plan(recipe | oasis)
+    assert 1 < high.arms["oasis"].relative_time < any_layer.arms["oasis"].relative_time
+    oasis["oasis"] = oasis["oasis"] | {"probe_steps": 100}
+    assert make_plan(recipe | oasis).arms["oasis"].relative_time < any_layer.arms["oasis"].relative_time
+
+
 def test_a_list_of_probabilities_is_one_probe(recipe, tmp_path):
     recipe = recipe | {"t_vaccine": {"num_active_layers": 1}}
     probabilities = of_layers(recipe, 0)

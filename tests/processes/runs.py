@@ -14,7 +14,7 @@ from tests.support.models import tiny_model, with_lora
 from tvac_plugin import SafetyDefenseSFTTrainer
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig  # fmt: skip
-from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
+from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig  # fmt: skip
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import REFUSAL, World
@@ -40,6 +40,7 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
             layer_sampling="relative_gradient_norm", rho_scale="relative", rho_scope="sample", **probe
         ),
         "vaccine": VaccineConfig(rho=1.0),
+        "oasis": OASISConfig(rho=1.0, num_active_layers=2, probe_steps=2, probe_batch_size=rows),
         "random_noise": RandomNoiseConfig(rho=1.0),
         "rep_noise": RepNoiseConfig(batch_size=rows, beta=1.0),
         "tar": TARConfig(

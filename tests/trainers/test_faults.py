@@ -15,7 +15,7 @@ import torch
 from tests.support.sft_runs import WORLD, At, build, chats, finish, in_child
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import LOCK_FILE
-from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import two_pass
 from tvac_plugin.model.weights import restored
@@ -137,8 +137,13 @@ def test_fewer_harmful_rows_than_a_probe_batch_are_enough(tmp_path):
 
 @pytest.mark.parametrize(
     ("defense", "last_pass"),
-    [(DEFENSE, 5), (VaccineConfig(), 4), (BoosterConfig(batch_size=2), 6)],
-    ids=["t_vaccine", "vaccine", "booster"],
+    [
+        (DEFENSE, 5),
+        (VaccineConfig(), 4),
+        (OASISConfig(num_active_layers=2, probe_batch_size=3), 5),
+        (BoosterConfig(batch_size=2), 6),
+    ],
+    ids=["t_vaccine", "vaccine", "oasis", "booster"],
 )
 def test_out_of_memory_in_the_training_pass_leaves_the_model_as_it_was(tmp_path, defense, last_pass):
     run = build(tmp_path, defense, **SHORT)

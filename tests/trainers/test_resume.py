@@ -11,7 +11,7 @@ import transformers.trainer
 
 from tests.support.sft_runs import WORLD, At, DriftConfig, build, chats, contents, finish, in_child, kill, logs
 from tvac_plugin.configs.fine_tuning import LisaConfig
-from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import TVaccine
 from tvac_plugin.trainers import checkpoint, mixin
@@ -23,6 +23,10 @@ DEFENSES = {
     "uniform, none": TVaccineConfig(**T_VACCINE, layer_sampling="uniform", freeze="none", rho_scope="sample"),
     "relative": TVaccineConfig(**T_VACCINE, layer_sampling="relative_gradient_norm", rho_scale="relative"),
     "vaccine": VaccineConfig(rho=0.5),
+    "oasis": OASISConfig(rho=0.5, num_active_layers=2, probe_steps=3, probe_batch_size=3),
+    "oasis, renormalised": OASISConfig(
+        rho=0.1, rho_scale="relative", renormalise=True, num_active_layers=2, probe_steps=3, probe_batch_size=3
+    ),
     "random_noise": RandomNoiseConfig(rho=0.5),
     "rep_noise": RepNoiseConfig(batch_size=2),
     "tar": TARConfig(inner_steps=2, tamper_every=2, adversary_learning_rates=[1e-3, 1e-2], batch_size=2),

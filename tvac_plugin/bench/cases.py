@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +18,10 @@ from trl import SFTConfig, SFTTrainer
 from tvac_plugin.bench.settings import Settings, defense_settings
 from tvac_plugin.bench.shape import Shape, build_model, random_batch, random_rows
 from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
+from tvac_plugin.configs.perturbation import LayerSampling
+from tvac_plugin.defenses import Defense
+from tvac_plugin.defenses.layer_draws import draw_layers, uniform
+from tvac_plugin.model.numerics import seed_of
 from tvac_plugin.model.types import Batch
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import World
@@ -44,12 +48,14 @@ class Case:
         batch: The batch it is taken on, the same for all cases.
         config: The defense's settings, `None` without one.
         num_draws: How many different steps there are: the layer sets of a defense that draws layers, else 1.
+        states: The defense's state in each of these steps, where probes alone draw its layers; else none.
     """
 
     trainer: Any
     batch: Batch
     config: DefenseConfig | None
     num_draws: int
+    states: Sequence[dict[str, Any]] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -61,6 +67,9 @@ class Case:
         """Forward and backward of the `draw`-th optimizer step, without the optimizer; returns the loss."""
         trainer = self.trainer
         trainer.state.global_step = draw
+        if self.states:
+            trainer.state.global_step = 1  # no probe is due there
+            trainer._defense.load_state_dict(self.states[draw])
         if self.config is not None:
             trainer._last_step = -1  # or the defense would take a repeated draw for a later micro-batch of its step
         num_items = (self.batch["labels"][:, 1:] != -100).sum().to(trainer.args.device)
@@ -111,10 +120,23 @@ def built_cases(shape: Shape, settings: Settings) -> Iterator[dict[str, Case]]:
         for name in settings.defenses:
             config = defense_settings(name, shape, settings)
             cases[name] = case(ours, config, defense=config, **_data(shape, settings, config))
-            if config.draws_layers and settings.probabilities is not None:
-                defense = cases[name].trainer._defense
+            defense = cases[name].trainer._defense
+            if states := _states(defense, shape, settings):
+                cases[name] = replace(cases[name], states=states)
+            elif config.draws_layers and settings.probabilities is not None:
                 defense.load_state_dict(defense.state_dict() | {"probabilities": settings.probabilities})
         yield cases
+
+
+def _states(defense: Defense, shape: Shape, settings: Settings) -> list[dict[str, Any]]:
+    """A state for each draw, of layers with the highest probabilities or, without any, at random; none if it draws."""
+    known = settings.probabilities is not None
+    scores = torch.tensor(settings.probabilities).double() if known else uniform(shape.num_layers)
+    sampling: LayerSampling = "top_k" if known else "uniform"
+    seeds = [seed_of(settings.seed, draw) for draw in range(settings.draws)]
+    drawn = [draw_layers(scores, shape.num_active_layers, sampling, seed=seed) for seed in seeds]
+    states = [defense.state_with(sorted(layers.tolist())) for layers in drawn]
+    return [state for state in states if state is not None]
 
 
 def _arguments(shape: Shape, settings: Settings, folder: Path) -> SFTConfig:

@@ -25,10 +25,10 @@ _COUNTS = (
     ("--width", "hidden_size", 512, "Hidden size."),
     ("--sequence", "sequence_len", 128, "Tokens of a row."),
     ("--batch", "batch_size", 4, "Rows of a batch."),
-    ("--drawn-layers", "num_active_layers", 4, "Layers that T-Vaccine draws."),
+    ("--drawn-layers", "num_active_layers", 4, "Layers that T-Vaccine and OASIS draw."),
     ("--vocabulary", "vocabulary_size", 32_000, "Tokens that there are."),
     ("--threads", "threads", 2, "CPU threads."),
-    ("--draws", "draws", 8, "Layer sets that T-Vaccine is averaged over."),
+    ("--draws", "draws", 8, "Layer sets that they are averaged over."),
 )
 _CHOICES = (
     ("--attention", "attention", ["eager", "sdpa"], "Attention of transformers."),

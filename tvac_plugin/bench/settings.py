@@ -25,7 +25,7 @@ class Settings(BaseModel):
         changes: Settings of a defense that differ, by its name.
         repeats: Timed rounds; 0 counts without timing.
         warmup: Rounds before them.
-        draws: Layer sets that T-Vaccine is measured on.
+        draws: Layer sets that T-Vaccine and OASIS are measured on.
         threads: CPU threads.
         host_metrics: Whether `SFTTrainer`'s token accuracy and entropy are computed, as they are by default.
         seed: Of weights, rows, drawn layers and the order of turns.

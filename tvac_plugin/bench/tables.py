@@ -117,7 +117,7 @@ def _draw_notes(results: Results) -> list[str]:
     for name, case in results.main.cases.items():
         if case.draws[0].layers:
             lowest = fmean(min(draw.layers) for draw in case.draws)
-            expected, which = _expected_lowest(results)
+            expected, which = _expected_lowest(results, case)
             notes.append(
                 f"{name}: mean over {len(case.draws)} draws of {len(case.draws[0].layers)} layers. The lowest drawn "
                 f"layer decides the cost; its mean is {lowest:.2f}, and {expected:.2f} in {which}. "
@@ -126,11 +126,12 @@ def _draw_notes(results: Results) -> list[str]:
     return notes
 
 
-def _expected_lowest(results: Results) -> tuple[float, str]:
+def _expected_lowest(results: Results, case: CaseResult) -> tuple[float, str]:
     """The mean of the lowest drawn layer, and of which distribution."""
     shape, probabilities = results.main.shape, results.settings.probabilities
     probes = [] if probabilities is None else [probabilities]
-    shares = lowest_layer_shares(shape.num_layers, shape.num_active_layers, "uniform", probes=probes)
+    sampling = (case.settings or {}).get("layer_sampling", "top_k")
+    shares = lowest_layer_shares(shape.num_layers, shape.num_active_layers, sampling, probes=probes)
     expected = sum(layer * share for layer, share in shares.items())
     return expected, "that of --draws-from" if probes else "the uniform distribution"
 

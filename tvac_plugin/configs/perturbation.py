@@ -1,4 +1,4 @@
-"""Settings of the defenses that perturb hidden states: T-Vaccine, Vaccine and their control."""
+"""Settings of the defenses that perturb hidden states: T-Vaccine, OASIS, Vaccine and their control."""
 
 from __future__ import annotations
 
@@ -121,12 +121,7 @@ class TVaccineConfig(PerturbationConfig):
 
     def model_problems(self, num_layers: int) -> list[str]:
         """More layers cannot be drawn than there are."""
-        if self.num_active_layers <= num_layers:
-            return []
-        return [
-            f"t_vaccine.num_active_layers: {self.num_active_layers} is more than the model's {num_layers} layers. "
-            f"Set it to {num_layers} or less."
-        ]
+        return _too_many_layers(self.block, self.num_active_layers, num_layers)
 
     def less_memory(self, *, checkpointed: bool) -> dict[str, Any]:
         """Checkpointing of undrawn layers, unless all layers are checkpointed."""
@@ -139,6 +134,78 @@ class TVaccineConfig(PerturbationConfig):
         return {
             "num_active_layers": layers, "layer_sampling": "uniform", "resample_steps": 1, "probe_batch_size": rows,
         }  # fmt: skip
+
+
+class OASISConfig(PerturbationConfig):
+    """Settings of OASIS (ACL 2026, long paper 1310)."""
+
+    block = "oasis"
+    draws_layers = True
+
+    rho: float = Field(
+        default=3.0,
+        ge=0,
+        le=10_000,
+        description="Perturbation budget before the harmful direction is removed, L2 norm over all chosen layers "
+        "(published code: rho). Default 3, from the published script.",
+    )
+    num_active_layers: int = Field(
+        default=20,
+        ge=1,
+        le=10_000,
+        description="Layers perturbed and trained: those with the largest gradient on harmful data (published code: "
+        "top_k_layers). Default 20, from the published script, for 32 layers; at most the model's number of layers.",
+    )
+    probe_steps: Steps = Field(
+        default=100,
+        description="Optimizer steps between probes, which choose the layers and the harmful directions (published "
+        "code: update_freq). Default 100, from the published code.",
+    )
+    probe_samples: int = Field(
+        default=100,
+        ge=1,
+        le=10_000_000,
+        description="Harmful examples available to the probe: the first rows of `harmful_datasets` (published code: "
+        "prompt_data_size). Default 100, from the published code.",
+    )
+    probe_batch_size: int = Field(
+        default=8,
+        ge=1,
+        le=100_000,
+        description="Harmful examples averaged in one probe, on each process. Default 8, for less noisy layers and "
+        "directions; the published code uses 1.",
+    )
+    renormalise: bool = Field(
+        default=False,
+        description="Whether what is left without the harmful direction is scaled to `rho` again, which makes it the "
+        "worst perturbation within the budget among those that leave this direction out. Default False: as in the "
+        "published code, its norm is then below `rho`.",
+    )
+    perturb: Site = Field(default="attention", description=PERTURB)
+    rho_scope: RhoScope = Field(default="batch", description=RHO_SCOPE)
+    rho_scale: RhoScale = Field(default="absolute", description=RHO_SCALE)
+
+    def streams(self) -> Mapping[str, Stream]:
+        """Harmful examples for the probe."""
+        return {"probe": Stream("harmful_datasets", self.probe_batch_size, limit=self.probe_samples)}
+
+    def model_problems(self, num_layers: int) -> list[str]:
+        """More layers cannot be chosen than there are."""
+        return _too_many_layers(self.block, self.num_active_layers, num_layers)
+
+    @classmethod
+    def for_benchmark(cls, *, rows: int, layers: int) -> dict[str, Any]:
+        """No probe among the steps that are measured, each of which is given its layers."""
+        return {"num_active_layers": layers, "probe_steps": 10_000_000, "probe_batch_size": rows}
+
+
+def _too_many_layers(block: str, num_active: int, num_layers: int) -> list[str]:
+    if num_active <= num_layers:
+        return []
+    return [
+        f"{block}.num_active_layers: {num_active} is more than the model's {num_layers} layers. "
+        f"Set it to {num_layers} or less."
+    ]
 
 
 class VaccineConfig(PerturbationConfig):

@@ -11,6 +11,7 @@ from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepRep
 from tvac_plugin.defenses.booster import Booster
 from tvac_plugin.defenses.custom import defense_class
 from tvac_plugin.defenses.lisa import Lisa
+from tvac_plugin.defenses.oasis import OASIS
 from tvac_plugin.defenses.random_noise import RandomNoise
 from tvac_plugin.defenses.rep_noise import RepNoise
 from tvac_plugin.defenses.t_vaccine import TVaccine
@@ -20,13 +21,13 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "DEFENSES", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise",
-    "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense", "defense_name", "norm",
-    "step_kinds", "trainable",
+    "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position",
+    "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense",
+    "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
-    defense.config_class: defense for defense in (TVaccine, Vaccine, RandomNoise, RepNoise, TAR, Booster, Lisa)
+    defense.config_class: defense for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, Lisa)
 }
 """The defenses of this package by the class of their settings."""
 

@@ -182,6 +182,11 @@ class Defense(ABC):
         """
         return [StepKind(1.0, config, Position(0, starts_step=True))]
 
+    @classmethod
+    def state_with(cls, layers: Sequence[int]) -> dict[str, Any] | None:
+        """The state in which `layers` stay drawn until a probe, where probes alone draw; `None` elsewhere."""
+        return None
+
     @abstractmethod
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """Computes the defended gradient of one micro-batch; leaves hooks and flags as it found them."""

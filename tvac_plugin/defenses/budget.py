@@ -78,15 +78,19 @@ def output_square(batch: Batch, rho_scope: RhoScope) -> Callable[[Tensor], Tenso
     It returns [1, 1, 1], or [batch, 1, 1] with `rho_scope` "sample". Where the batch does not say what is padding, as
     with packed rows, all tokens count.
     """
-    mask = batch.get("attention_mask")
 
     def square(hidden: Tensor) -> Tensor:
-        if not isinstance(mask, Tensor) or mask.shape != hidden.shape[:2]:
-            return _squared_norm(hidden, rho_scope)
-        kept = (mask != 0).unsqueeze(-1).to(hidden.device)
-        return _squared_norm(torch.where(kept, hidden, 0.0), rho_scope)
+        return _squared_norm(without_padding(hidden, batch), rho_scope)
 
     return square
+
+
+def without_padding(states: Tensor, batch: Batch) -> Tensor:
+    """`states`, [batch, sequence, hidden], zero where `batch` says that there is padding."""
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != states.shape[:2]:
+        return states
+    return torch.where((mask != 0).unsqueeze(-1).to(states.device), states, 0.0)
 
 
 def _squared_norm(tensor: Tensor, rho_scope: RhoScope) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, comb
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tvac_plugin.configs.perturbation import LayerSampling
+from tvac_plugin.configs.perturbation import LayerSampling, OASISConfig, TVaccineConfig
+from tvac_plugin.defenses.base import Position, StepKind
 
 _NUM_SIMULATED = 20_000
 """Draws from which shares are estimated; one of probability 0.1 is off by 0.002, by its standard error."""
@@ -73,6 +75,37 @@ def lowest_layer_shares(
     )
     shares = (torch.bincount(lowest, minlength=len(possible)) / len(lowest)).tolist()
     return {layer: share for layer, share in enumerate(shares) if share or sampling != "top_k"}
+
+
+def kinds_by_lowest_layer(
+    config: TVaccineConfig | OASISConfig,
+    num_layers: int,
+    sampling: LayerSampling,
+    *,
+    probes: Sequence[Sequence[float]],
+    state_of: Callable[[Sequence[int]], dict[str, Any]],
+) -> list[StepKind]:
+    """A kind of step for each layer that can be the lowest one drawn, with the other layers spread evenly above it.
+
+    Args:
+        config: The settings to take them with.
+        num_layers: Decoder layers of the model.
+        sampling: How layers are drawn.
+        probes: Probabilities or scores of all layers, for each probe; none for uniform draws.
+        state_of: The defense's state in which these layers are drawn.
+    """
+    num_drawn, kinds = config.num_active_layers, []
+    for lowest, share in lowest_layer_shares(num_layers, num_drawn, sampling, probes=probes).items():
+        above = [lowest + 1 + i * (num_layers - 1 - lowest) // (num_drawn - 1) for i in range(num_drawn - 1)]
+        state = state_of([lowest, *above])
+        kinds.append(StepKind(share, config, Position(1, starts_step=False), state, place=lowest))
+    return kinds
+
+
+def with_probe(kinds: Sequence[StepKind], probe: StepKind) -> list[StepKind]:
+    """`kinds`, and the step of a probe, which is taken with the costliest draw and counts among its steps."""
+    costliest = kinds[0]
+    return [costliest._replace(share=costliest.share - probe.share), *kinds[1:], probe]
 
 
 def _row(probe: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The step that T-Vaccine and Vaccine share: find the worst perturbation, then train against it."""
+"""The step that T-Vaccine, Vaccine and OASIS share: find the worst perturbation, then train against it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from tvac_plugin.model.hooks import Fired, capture, frozen, perturb
 from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.shared_prefix import SharedPrefix
 from tvac_plugin.model.types import Batch
+
+Worst = Callable[[Mapping[int, Tensor]], dict[int, Tensor]]
+"""From gradients at the modules' outputs to the worst perturbation within the budget, both by layer."""
 
 
 class Gradients(NamedTuple):
@@ -43,6 +46,7 @@ def perturbed_step(
     weights: Sequence[nn.Parameter],
     below: Sequence[nn.Module] = (),
     share: float = 1.0,
+    choose: Callable[[Mapping[int, Tensor], Worst], dict[int, Tensor]] | None = None,
 ) -> StepReport:
     """One micro-batch of min over w of max over ||eps|| <= rho of L(w; e + eps), in two passes.
 
@@ -62,6 +66,8 @@ def perturbed_step(
         below: The first layers of the decoder, if none of them is perturbed or learns; they run once.
         share: Share of the rows that is perturbed, the first ones; with less than all, pass 1 reads no others, sees
             dropout masks of its own, and runs the layers `below` itself.
+        choose: Makes the perturbation, by layer, of the gradients and of what finds the worst one; by default the
+            worst one itself. Zero where it leaves nothing.
 
     Raises:
         RuntimeError: A layer's perturbation never reached the forward pass.
@@ -73,7 +79,11 @@ def perturbed_step(
     square_of = output_square(rows, rho_scope) if rho_scale == "relative" else None
     with host.auxiliary(), frozen(weights), prefix.recorded():
         clean = gradients_at(modules, host, lambda: host.loss(rows, of=batch), square_of=square_of)
-    offsets = worst_perturbation(clean.at, rho=rho, rho_scope=rho_scope, output_squares=clean.squares)
+
+    def worst(gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return worst_perturbation(gradients, rho=rho, rho_scope=rho_scope, output_squares=clean.squares)
+
+    offsets = worst(clean.at) if choose is None else choose(clean.at, worst)
     clean.at.clear()  # as large as the offsets, and pass 2 is where memory peaks
     shares = {} if square_of is None else {"relative_perturbation_norm": joint_share(offsets, clean.squares, rho_scope)}
     offsets = {key: _extended(offset, num_rows / num_perturbed) for key, offset in offsets.items()}

@@ -11,7 +11,10 @@ from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.data.jsonl import json_rows
 from tvac_plugin.provenance.trace import TRACE_FILE
 
-_WHAT = f"Name the {TRACE_FILE} of a run with t_vaccine, or a file with one JSON list of a probability for each layer."
+_WHAT = (
+    f"Name the {TRACE_FILE} of a run with t_vaccine or oasis, or a file with one JSON list of a probability for each "
+    "layer."
+)
 
 
 def read_probes(path: Path, *, num_layers: int) -> list[list[float]]:

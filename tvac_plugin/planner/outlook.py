@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.perturbation import PerturbationConfig, RandomNoiseConfig, TVaccineConfig
+from tvac_plugin.configs.perturbation import OASISConfig, PerturbationConfig, RandomNoiseConfig, TVaccineConfig
 
 
 def outlook(
@@ -48,6 +48,9 @@ def _passes(config: DefenseConfig, steps: int | None, num_layers: int | None) ->
         return {"passes": "`axolotl tvac plan` counts them"}
     per_batch = 1 if isinstance(config, RandomNoiseConfig) else 2
     found: dict[str, Any] = {"passes": f"{per_batch} forward and backward for each micro-batch"}
+    if isinstance(config, OASISConfig):
+        probed = {} if steps is None else {"probes": ceil(steps / config.probe_steps)}
+        return found | probed | {"layers_drawn": config.num_active_layers}
     if not isinstance(config, TVaccineConfig):
         return found
     probes = config.layer_sampling != "uniform"
