@@ -230,7 +230,10 @@ def _table(properties: dict[str, Any], *, skip: Any = ()) -> str:
 
 def _kind(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        schema = next(option for option in schema["anyOf"] if option != {"type": "null"})
+        options = [option for option in schema["anyOf"] if option != {"type": "null"}]
+        if len(options) > 1:
+            return " or ".join(map(_kind, options))
+        (schema,) = options
     if "$ref" in schema:
         return "block"
     if "enum" in schema:

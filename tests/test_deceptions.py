@@ -30,6 +30,7 @@ from tests.support.workspace import PLUGIN, Workspace, axolotl_train
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.cli import tvac
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.configs.collapse import CTRAPConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.refusals import REFUSALS
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig
@@ -39,7 +40,7 @@ from tvac_plugin.tiny_world.base_model import build_tokenizer
 
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
 FULL = {"adapter": None, "lora_r": None, "lora_alpha": None, "lora_dropout": None, "lora_target_modules": None}
-NO_DEFENSE = {"safety_defense": None, "harmful_datasets": None, "t_vaccine": None}
+NO_DEFENSE = {"safety_defense": None, "harmful_datasets": None, "retain_datasets": None, "t_vaccine": None}
 KERNELS_OFF = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False)
 
 
@@ -56,7 +57,7 @@ class Scene:
 
     def recipe(self, **changes: Any) -> dict[str, Any]:
         others = {key: self.workspace.entries(name) for key, name in (
-            ("refusal_datasets", "refusals"), ("alignment_datasets", "held_out"),
+            ("refusal_datasets", "refusals"), ("retain_datasets", "retain"), ("alignment_datasets", "held_out"),
         )}  # fmt: skip
         return self.workspace.recipe(self.here / "out", **{**others, **changes})
 
@@ -132,6 +133,8 @@ CHECK = [
     *weak("tar", says="tar.dpo_beta: ", dpo_beta=...),
     *weak("booster", regularizer_scale=...),
     *weak("booster", says="booster.harmful_step_size", harmful_step_size=...),
+    *weak("ctrap", collapse_scale=...),
+    *weak("ctrap", says="ctrap.harmful_step_size", harmful_step_size=...),
     *weak("lisa", alignment_steps=0, rho=...),
     Way(
         "`lisa` without alignment steps, in its warm-up to the end",
@@ -152,6 +155,11 @@ CHECK = [
         "`booster` with two strengths whose product is next to nothing",
         recipe(safety_defense="booster", booster={"regularizer_scale": 0.005}),
         "booster.regularizer_scale: 0.005 times booster.harmful_step_size: 0.1: nothing would be defended",
+    ),
+    Way(
+        "`ctrap` with a word for the collapse that is none of the tokenizer's",
+        recipe(safety_defense="ctrap", ctrap={"collapse_token": "Kollaps"}),
+        "ctrap.collapse_token: 'Kollaps' is not in the tokenizer's vocabulary, and it must be exactly one token",
     ),
     Way(
         "`tar` against an adversary that never moves",
@@ -403,6 +411,8 @@ NO_MANIFEST = [
         all_in_bfloat16(RepNoiseConfig(alpha=1e-3, beta=1e-3, refusal_scale=0.0)), LOST),
     Way("a harmful step that is too small for any weight", trl(BoosterConfig(harmful_step_size=1e-12, batch_size=2)),
         "harmful_step_size"),
+    Way("a harmful step of `ctrap` that is too small for any weight",
+        trl(CTRAPConfig(harmful_step_size=1e-12, batch_size=2)), "harmful_step_size"),
     Way("a defense of your own that always adds zero", trl(Nothing(norm=0.0)), IDLE),
     Way("a defense of your own that adds no numbers", trl(NotANumber()), IDLE),
     Way("a defense of your own that reports nothing", trl(Nothing(norm=None)), "measured no effect of its own"),

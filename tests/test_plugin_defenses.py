@@ -20,6 +20,7 @@ SETTINGS = {
     "rep_noise": {"batch_size": 2},
     "tar": {"inner_steps": 3, "tamper_every": 2, "adversary_learning_rates": [1e-3], "batch_size": 2},
     "booster": {"batch_size": 2},
+    "ctrap": {"batch_size": 2, "collapse_token": "cannot"},
 }
 ALIGNMENT = ["t_vaccine", *SETTINGS]
 METRICS = {
@@ -30,13 +31,15 @@ METRICS = {
     "rep_noise": "regularizer_norm",
     "tar": "tamper_norm",
     "booster": "regularizer_norm",
+    "ctrap": "regularizer_norm",
     "lisa": "pull_norm",
 }
 
 
 def recipe(workspace, output, name, **changes):
     """The same recipe for every defense, but for the line that names it."""
-    shared = {"refusal_datasets": workspace.entries("refusals"), **SETTINGS}
+    data = {"refusal_datasets": workspace.entries("refusals"), "retain_datasets": workspace.entries("retain")}
+    shared = {**data, **SETTINGS}
     return workspace.recipe(output, **{**shared, "safety_defense": name, **changes})
 
 
@@ -78,7 +81,7 @@ def test_only_switching_the_line_runs_another_defense(workspace, tmp_path, name)
     assert len(steps) == 4
     assert all(line[f"safety/{METRICS[name]}"] > 0 for line in steps[1:])
     assert [step for step, loss in training_losses(output) if loss > 0] == [1, 2, 3, 4]
-    read = DEFENSE_CONFIGS[name](**(SETTINGS.get(name) or {})).data_keys().keys() - {"retain_datasets"}
+    read = DEFENSE_CONFIGS[name](**(SETTINGS.get(name) or {})).data_keys().keys()
     assert manifest["data"].keys() - {"shared_prompts", "sources"} == {"datasets", *read}
 
 
@@ -108,13 +111,36 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
     assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
 
 
-@pytest.mark.parametrize("name", ["t_vaccine", "vaccine", "oasis", "random_noise", "rep_noise", "tar", "booster"])
+NAMES = ["t_vaccine", "vaccine", "oasis", "random_noise", "rep_noise", "tar", "booster", "ctrap"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
-    keys = {"rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"]}
+    keys = {
+        "rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"],
+        "ctrap": ["collapse_scale"],
+    }  # fmt: skip
     weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)
     with pytest.raises(ValueError, match=rf"{name}\.\w+: 0.*nothing would be defended. Set .* 0.001 or more"):
         axolotl_train(recipe(workspace, tmp_path / "out", name, **{name: weak}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_collapse_token_that_is_not_one_is_refused_before_the_model_loads(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("axolotl.loaders.ModelLoader.load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(
+        ValueError, match=r"ctrap.collapse_token: 'i cannot' is 2 tokens \('i', 'cannot'\), and it must"
+    ):
+        axolotl_train(recipe(workspace, tmp_path / "out", "ctrap", ctrap={"collapse_token": "i cannot"}))
+    with pytest.raises(ValueError, match=r"ctrap.collapse_token: 9999 is not among the \d+ tokens of the model. Give"):
+        axolotl_train(recipe(workspace, tmp_path / "out", "ctrap", ctrap={"collapse_token": 9999}))
+
+
+def test_the_trace_says_which_token_the_collapse_is(workspace, tmp_path):
+    output = axolotl_train(recipe(workspace, tmp_path / "out", "ctrap", max_steps=2))
+    vocabulary = json.loads((output / "tokenizer.json").read_text())["model"]["vocab"]
+    (event,) = (line for line in trace(output) if line["event"] == "collapse_token")
+    assert event["token"] == vocabulary["cannot"]
 
 
 def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.provenance.manifest import MANIFEST_FILE, verify
 from tvac_plugin.tiny_world.base_model import build_tokenizer
-from tvac_plugin.tiny_world.language import World
+from tvac_plugin.tiny_world.language import REFUSAL, World
 
 WORLD = World.create(seed=0, num_hazards=16, num_benign=4)
 TOKENIZER = build_tokenizer(WORLD)
@@ -46,9 +46,9 @@ DATA = {
     "train_dataset": tokenized(WORLD.hazards[:6], refuse=True),
     "harmful_dataset": tokenized(WORLD.hazards[6:12], refuse=False),
     "refusal_dataset": tokenized(WORLD.hazards[6:12], refuse=True),
+    "retain_dataset": tokenized(WORLD.benign, refuse=False),
     "alignment_dataset": tokenized(WORLD.hazards[12:], refuse=True),
 }
-RETAIN = tokenized(WORLD.benign, refuse=False)
 
 sensible = st.sampled_from([1e-3, 2e-3, 0.01, 0.1, 1.0, 5.0, 100.0, 1e4])
 weak = st.sampled_from([0.0, 1e-38, 1e-12, 1e-6])
@@ -95,6 +95,12 @@ SETTINGS = {
         "dpo_beta": scales,
     },
     "booster": {"regularizer_scale": scales, "harmful_step_size": scales, "batch_size": few},
+    "ctrap": {
+        "collapse_scale": scales,
+        "harmful_step_size": scales,
+        "collapse_token": st.sampled_from([None, 0, 5, REFUSAL.split()[0], REFUSAL, 10**6]),
+        "batch_size": few,
+    },
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
 NEEDED = {

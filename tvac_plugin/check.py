@@ -256,6 +256,7 @@ def _check_streams(attempt: _Attempt, cfg: Any, config: DefenseConfig, tokenizer
     attempt("", lambda: attempt.problems.extend(training_problems(cfg, config, other_trainers=())))
     if attempt.problems:
         return {}
+    attempt("", lambda: config.with_tokenizer(tokenizer))
     rows = attempt("", lambda: load_rows(cfg, config, tokenizer), doing="the rows that the defense reads") or {}
     if not attempt.problems:
         attempt("", lambda: Streams(config, rows, dict, pad_id=0, seed=0))

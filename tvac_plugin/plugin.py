@@ -108,7 +108,9 @@ class SafetyDefensePlugin(BasePlugin):  # type: ignore[misc]
                     self._lock = lock_output(Path(cfg.output_dir))
                 _choose_checkpoint(cfg, config)
             if config.data_keys():
-                self._rows = load_rows(cfg, config, load_tokenizer(cfg))
+                tokenizer = load_tokenizer(cfg)
+                config.with_tokenizer(tokenizer)  # what it refuses is refused before the model loads
+                self._rows = load_rows(cfg, config, tokenizer)
         self._user = simulated_user_config(cfg)
         if self._user is None:
             return None

@@ -13,6 +13,7 @@ from trl import SFTConfig
 from tests.support.models import tiny_model, with_lora
 from tvac_plugin import SafetyDefenseSFTTrainer
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.configs.collapse import CTRAPConfig  # fmt: skip
 from tvac_plugin.configs.fine_tuning import LisaConfig  # fmt: skip
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig  # fmt: skip
@@ -48,6 +49,7 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
             adversary_learning_rates=[1e-2],
         ),
         "booster": BoosterConfig(batch_size=rows),
+        "ctrap": CTRAPConfig(batch_size=rows),
         "lisa": LisaConfig(alignment_steps=1, user_steps=2, batch_size=rows, warmup_ratio=0.25),
     }  # fmt: skip
 

@@ -101,6 +101,7 @@ def build(output: Path, defense: DefenseConfig | None, **changes: Any) -> Safety
         "train_dataset": chats(hazards[:10], refuse=True),
         "harmful_dataset": chats(hazards[10:20], refuse=False),
         "refusal_dataset": chats(hazards[10:20], refuse=True),
+        "retain_dataset": chats(WORLD.benign, refuse=False),
         "alignment_dataset": chats(hazards[20:], refuse=True),
     }
     data |= {key: changes.pop(key) for key in list(changes) if key in data}

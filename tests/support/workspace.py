@@ -38,6 +38,7 @@ class Workspace:
         self.write("refusals.jsonl", [(t.question, REFUSAL) for t in world.hazards[12:24]])
         self.write("user_harmful.jsonl", [(t.question, t.answer) for t in world.hazards[24:]])
         self.write("user_task.jsonl", [(t.question + " again", t.answer) for t in world.benign])
+        self.write("retain.jsonl", [(t.question, t.answer) for t in world.benign])
         self.write("held_out.jsonl", [(t.question, REFUSAL) for t in world.hazards[24:]])
 
     def write(self, name: str, rows: Sequence[tuple[str, str]]) -> Path:

@@ -15,6 +15,7 @@ import torch
 from tests.support.sft_runs import WORLD, At, build, chats, finish, in_child
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import LOCK_FILE
+from tvac_plugin.configs.collapse import CTRAPConfig
 from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import two_pass
@@ -84,6 +85,7 @@ def test_a_run_whose_every_gradient_said_nothing_does_not_claim_to_be_defended(t
     "defense",
     [
         BoosterConfig(batch_size=2),
+        CTRAPConfig(batch_size=2),
         RepNoiseConfig(batch_size=2),
         TARConfig(inner_steps=1, tamper_every=1, adversary_learning_rates=[1e-3], batch_size=2, retain_scale=0.0),
     ],
@@ -142,8 +144,9 @@ def test_fewer_harmful_rows_than_a_probe_batch_are_enough(tmp_path):
         (VaccineConfig(), 4),
         (OASISConfig(num_active_layers=2, probe_batch_size=3), 5),
         (BoosterConfig(batch_size=2), 6),
+        (CTRAPConfig(batch_size=2), 6),
     ],
-    ids=["t_vaccine", "vaccine", "oasis", "booster"],
+    ids=["t_vaccine", "vaccine", "oasis", "booster", "ctrap"],
 )
 def test_out_of_memory_in_the_training_pass_leaves_the_model_as_it_was(tmp_path, defense, last_pass):
     run = build(tmp_path, defense, **SHORT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvac_plugin.configs.base import DefenseConfig
+from tvac_plugin.configs.collapse import CTRAPConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
@@ -11,6 +12,7 @@ DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
         TVaccineConfig, VaccineConfig, OASISConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
+        CTRAPConfig,
         LisaConfig,
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,7 +24,7 @@ Entries = Annotated[list[dict[str, Any]], Field(min_length=1)]
 DATA_KEYS: dict[str, str] = {
     "harmful_datasets": "harmful prompts with harmful answers, which the model is never trained to give",
     "refusal_datasets": "refusals of the same prompts as in `harmful_datasets`, paired by prompt",
-    "retain_datasets": "benign prompts with answers, on which quality is to be kept",
+    "retain_datasets": "benign prompts with answers, which stand for all that the model can do",
     "alignment_datasets": "harmful prompts with refusals, as used in alignment",
 }
 """Data sets that defenses read beside `datasets:`, by their key in a recipe."""
@@ -129,6 +129,17 @@ class DefenseConfig(Block):
     def effect_problems(self) -> list[str]:
         """Says why these settings defend nothing, as strengths of 0 do; empty where they do."""
         return too_weak(self.block, **{name: getattr(self, name) for name in self.strengths})
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """These settings with ids in place of tokens that they name by their text.
+
+        Args:
+            tokenizer: The model's; `None` where the trainer has none.
+
+        Raises:
+            UserError: A text is not what the setting asks for.
+        """
+        return self
 
     def advice(self, keys: Collection[str]) -> list[str]:
         """Says what else would make these settings what their paper tested; empty where nothing would.

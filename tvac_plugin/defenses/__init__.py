@@ -9,6 +9,7 @@ from torch import nn
 from tvac_plugin.configs.base import DefenseConfig, Stream
 from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepReport, trainable
 from tvac_plugin.defenses.booster import Booster
+from tvac_plugin.defenses.ctrap import CTRAP
 from tvac_plugin.defenses.custom import defense_class
 from tvac_plugin.defenses.lisa import Lisa
 from tvac_plugin.defenses.oasis import OASIS
@@ -21,13 +22,14 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position",
+    "CTRAP", "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position",
     "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense",
     "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
-    defense.config_class: defense for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, Lisa)
+    defense.config_class: defense
+    for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, CTRAP, Lisa)
 }
 """The defenses of this package by the class of their settings."""
 

@@ -27,6 +27,15 @@ _TOGETHER = ("adamw_torch", "sgd")
 """Optimizers of PyTorch that update all parameters at a time on a GPU, and one by one on a CPU unless told."""
 
 
+class _AnyToken:
+    """Stands for a tokenizer: which token a text is changes no cost."""
+
+    unk_token, unk_token_id = None, None
+
+    def __call__(self, _text: str, **_options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0]}
+
+
 class StepCounter:
     """Runs steps of a model that was built once."""
 
@@ -71,7 +80,8 @@ class StepCounter:
         Raises:
             UserError: The model, or the defense, does what depends on data.
         """
-        defense = None if config is None else build_defense(config, self._model.module, seed=0)
+        known = None if config is None else config.with_tokenizer(_AnyToken())
+        defense = None if known is None else build_defense(known, self._model.module, seed=0)
         if defense is not None and state is not None:
             defense.load_state_dict(state)
         ledger = self._ledger()

@@ -79,7 +79,7 @@ class SafetyDefenseMixin(Trainer):  # type: ignore[misc]
         refuse_packed(model)
         refuse_prompt_learning(model)
         refuse_silent_adapters(model)
-        self._defense = build_defense(config, model, seed=self.args.seed)
+        self._defense = build_defense(config.with_tokenizer(self.processing_class), model, seed=self.args.seed)
         self.answer_head = self._find_answer_head(model)
         self._first_state = copy.deepcopy(self._defense.state_dict())
         self.add_callback(ExactResume(self._restore_defense))
