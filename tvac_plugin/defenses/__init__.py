@@ -9,6 +9,7 @@ from torch import nn
 from tvac_plugin.configs.base import DefenseConfig, Stream
 from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepReport, trainable
 from tvac_plugin.defenses.booster import Booster
+from tvac_plugin.defenses.circuit_breaker import CircuitBreaker
 from tvac_plugin.defenses.custom import defense_class
 from tvac_plugin.defenses.lisa import Lisa
 from tvac_plugin.defenses.random_noise import RandomNoise
@@ -20,13 +21,14 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "DEFENSES", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise",
-    "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense", "defense_name", "norm",
-    "step_kinds", "trainable",
+    "DEFENSES", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense", "DefenseConfig", "Host", "Lisa", "Position",
+    "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense",
+    "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
-    defense.config_class: defense for defense in (TVaccine, Vaccine, RandomNoise, RepNoise, TAR, Booster, Lisa)
+    defense.config_class: defense 
+    for defense in (TVaccine, Vaccine, RandomNoise, RepNoise, TAR, Booster, CircuitBreaker, Lisa)
 }
 """The defenses of this package by the class of their settings."""
 

@@ -1,0 +1,99 @@
+"""The same tokens with the adapter and without it, in place of a second model to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tvac_plugin.boundary.errors import UserError
+from tvac_plugin.configs.representations import RepresentationConfig
+from tvac_plugin.defenses.base import Host, trainable
+from tvac_plugin.model.adapters import adapter_off, learning_outside_adapter
+from tvac_plugin.model.architecture import find_blocks
+from tvac_plugin.model.numerics import precise
+from tvac_plugin.model.types import Batch, Outputs
+
+
+class Paired(NamedTuple):
+    """What the model gives for one batch.
+
+    Attributes:
+        now: With the adapter, and its autograd graph.
+        before: Without it, and without a graph.
+    """
+
+    now: Outputs
+    before: Outputs
+
+    def states(self, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Hidden states behind `layers`, with the adapter and without, each [layers, batch, sequence, hidden]."""
+        now, before = self.now.hidden_states, self.before.hidden_states
+        return (
+            torch.stack([precise(now[layer]).to(now[layers[-1]].device) for layer in layers]),
+            torch.stack([precise(before[layer]).to(now[layers[-1]].device) for layer in layers]),
+        )
+
+
+class PairedModel:
+    """A model whose adapter can be left out, and the layers to look behind.
+
+    Attributes:
+        weights: What learns, all of it in the adapter.
+        layers: Layers counted from 1, so that they index `Outputs.hidden_states`.
+    """
+
+    def __init__(self, model: nn.Module, config: RepresentationConfig) -> None:
+        """Changes nothing in `model`.
+
+        Raises:
+            UserError: There is no adapter, more than it learns, nothing of it lies below the layers, or a layer is
+                not there.
+        """
+        name, blocks = config.block, find_blocks(model)
+        for problem in config.model_problems(len(blocks)):
+            raise UserError(problem)
+        if not hasattr(model, "disable_adapter"):
+            raise UserError(without_adapter(name))
+        outside = learning_outside_adapter(model)
+        if outside:
+            raise UserError(
+                f"{name} compares the model with its adapter and without it, and {outside[0]} learns outside the "
+                "adapter, which neither shows. Train the adapter alone."
+            )
+        self.weights, self.layers = trainable(model), config.layers_of(len(blocks))
+        if not any(trainable(block.layer) for block in blocks[: self.layers[-1]]):
+            raise UserError(
+                f"{name} moves hidden states behind layer {self.layers[-1]}, and nothing learns at or below it. Raise "
+                f"`{name}.depths`, or give these layers an adapter."
+            )
+        self._model = model
+
+    def __call__(self, host: Host, batch: Batch) -> Paired:
+        """Runs `batch` without the adapter, then with it."""
+        with host.auxiliary(), torch.no_grad(), adapter_off(self._model):
+            before = host.outputs(batch, hidden_states=True)
+        with host.auxiliary():
+            return Paired(host.outputs(batch, hidden_states=True), before)
+
+
+def without_adapter(name: str) -> str:
+    """Why a model without an adapter cannot be defended by the defense called `name`, with the way out."""
+    return f"{name} compares the model with its adapter and without it, and there is none. Add `adapter: lora`."
+
+
+def answer_mask(batch: Batch) -> Tensor:
+    """Which tokens are part of an answer, [batch, sequence]."""
+    mask: Tensor = batch["labels"] != -100
+    return mask
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values`, [layers, batch, sequence], over layers and the tokens of `mask`, [batch, sequence].
+
+    Zero, with a graph, where the mask is empty.
+    """
+    kept = mask.to(values.device).expand_as(values)
+    return torch.where(kept, values, 0.0).sum() / kept.sum().clamp(min=1)
