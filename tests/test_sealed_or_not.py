@@ -88,6 +88,11 @@ SETTINGS = {
         "dpo_beta": scales,
     },
     "booster": {"regularizer_scale": scales, "harmful_step_size": scales, "batch_size": few},
+    "circuit_breaker": {
+        "alpha": scales,
+        "layers": st.sampled_from([None, None, [1], [2], [1, 2], [3]]),
+        "batch_size": few,
+    },
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
 NEEDED = {"t_vaccine": {"num_active_layers"}, "tar": {"inner_steps", "tamper_every"}, "lisa": {"alignment_steps"}}

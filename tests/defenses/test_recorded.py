@@ -23,8 +23,9 @@ from tests.support.deep_model import (
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.defenses import TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
+from tvac_plugin.defenses import TAR, Booster, CircuitBreaker, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 from tvac_plugin.lox import apply_lox
 
@@ -94,6 +95,18 @@ def test_booster_trains_as_the_published_code_does():
     host = WatchedHost(model, {"harmful": [formula_batch(40)]})
     report = Booster(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
     for name in ("harmful_loss", "harmful_loss_after_step"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_circuit_breakers_train_as_the_published_code_does():
+    expected, model = RECORDED["circuit_breaker"], deep_model().double()
+    config = CircuitBreakerConfig(**expected["settings"])
+    host = WatchedHost(model, {"harmful": [formula_batch(50, prompt=0)], "benign": [formula_batch(80)]})
+    position = Position(expected["step"], starts_step=True, num_steps=expected["num_steps"])
+    report = CircuitBreaker(config, model, seed=1).step(host, formula_batch(0), position)
+    for name in ("reroute_loss", "retain_loss"):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])

@@ -16,6 +16,7 @@ from tests.support.sft_runs import WORLD, At, build, chats, finish, in_child
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import LOCK_FILE
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import two_pass
 from tvac_plugin.model.weights import restored
@@ -84,6 +85,7 @@ def test_a_run_whose_every_gradient_said_nothing_does_not_claim_to_be_defended(t
     "defense",
     [
         BoosterConfig(batch_size=2),
+        CircuitBreakerConfig(batch_size=2),
         RepNoiseConfig(batch_size=2),
         TARConfig(inner_steps=1, tamper_every=1, adversary_learning_rates=[1e-3], batch_size=2, retain_scale=0.0),
     ],
@@ -137,8 +139,8 @@ def test_fewer_harmful_rows_than_a_probe_batch_are_enough(tmp_path):
 
 @pytest.mark.parametrize(
     ("defense", "last_pass"),
-    [(DEFENSE, 5), (VaccineConfig(), 4), (BoosterConfig(batch_size=2), 6)],
-    ids=["t_vaccine", "vaccine", "booster"],
+    [(DEFENSE, 5), (VaccineConfig(), 4), (BoosterConfig(batch_size=2), 6), (CircuitBreakerConfig(batch_size=2), 10)],
+    ids=["t_vaccine", "vaccine", "booster", "circuit_breaker"],
 )
 def test_out_of_memory_in_the_training_pass_leaves_the_model_as_it_was(tmp_path, defense, last_pass):
     run = build(tmp_path, defense, **SHORT)

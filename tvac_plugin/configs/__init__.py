@@ -11,8 +11,8 @@ from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARCon
 DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
-        TVaccineConfig, VaccineConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig, CircuitBreakerConfig,
-        LisaConfig,
+        TVaccineConfig, VaccineConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
+        CircuitBreakerConfig, LisaConfig,
     )
 }  # fmt: skip
 """Every defense by the value of `safety_defense:` that selects it."""

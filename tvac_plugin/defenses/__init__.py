@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
-    defense.config_class: defense 
+    defense.config_class: defense
     for defense in (TVaccine, Vaccine, RandomNoise, RepNoise, TAR, Booster, CircuitBreaker, Lisa)
 }
 """The defenses of this package by the class of their settings."""

@@ -30,11 +30,7 @@ class Paired(NamedTuple):
 
     def states(self, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Hidden states behind `layers`, with the adapter and without, each [layers, batch, sequence, hidden]."""
-        now, before = self.now.hidden_states, self.before.hidden_states
-        return (
-            torch.stack([precise(now[layer]).to(now[layers[-1]].device) for layer in layers]),
-            torch.stack([precise(before[layer]).to(now[layers[-1]].device) for layer in layers]),
-        )
+        return _stacked(self.now.hidden_states, layers), _stacked(self.before.hidden_states, layers)
 
 
 class PairedModel:
@@ -49,14 +45,17 @@ class PairedModel:
         """Changes nothing in `model`.
 
         Raises:
-            UserError: There is no adapter, more than it learns, nothing of it lies below the layers, or a layer is
-                not there.
+            UserError: There is no adapter, something else learns too, nothing learns below the layers, or a layer
+                is not there.
         """
         name, blocks = config.block, find_blocks(model)
         for problem in config.model_problems(len(blocks)):
             raise UserError(problem)
         if not hasattr(model, "disable_adapter"):
-            raise UserError(without_adapter(name))
+            raise UserError(
+                f"{name} compares the model with its adapter and without it, and {type(model).__name__} has none. Set "
+                "`adapter: lora`, or pass a model with a LoRA."
+            )
         outside = learning_outside_adapter(model)
         if outside:
             raise UserError(
@@ -79,11 +78,6 @@ class PairedModel:
             return Paired(host.outputs(batch, hidden_states=True), before)
 
 
-def without_adapter(name: str) -> str:
-    """Why a model without an adapter cannot be defended by the defense called `name`, with the way out."""
-    return f"{name} compares the model with its adapter and without it, and there is none. Add `adapter: lora`."
-
-
 def answer_mask(batch: Batch) -> Tensor:
     """Which tokens are part of an answer, [batch, sequence]."""
     mask: Tensor = batch["labels"] != -100
@@ -97,3 +91,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """
     kept = mask.to(values.device).expand_as(values)
     return torch.where(kept, values, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def _stacked(states: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    device = states[layers[-1]].device
+    return torch.stack([precise(states[layer]).to(device) for layer in layers])
