@@ -132,6 +132,7 @@ CHECK = [
     *weak("booster", regularizer_scale=...),
     *weak("booster", says="booster.harmful_step_size", harmful_step_size=...),
     *weak("circuit_breaker", alpha=...),
+    *weak("crl", harmful_scale=...),
     *weak("lisa", alignment_steps=0, rho=...),
     Way(
         "`lisa` without alignment steps, in its warm-up to the end",

@@ -93,6 +93,15 @@ SETTINGS = {
         "layers": st.sampled_from([None, None, [1], [2], [1, 2], [3]]),
         "batch_size": few,
     },
+    "crl": {
+        "harmful_scale": scales,
+        "benign_scale": scales,
+        "kl_scale": scales,
+        "harmful_margin": shares,
+        "benign_margin": shares,
+        "kl_temperature": scales,
+        "batch_size": few,
+    },
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
 NEEDED = {"t_vaccine": {"num_active_layers"}, "tar": {"inner_steps", "tamper_every"}, "lisa": {"alignment_steps"}}

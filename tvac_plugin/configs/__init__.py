@@ -5,14 +5,14 @@ from __future__ import annotations
 from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
-from tvac_plugin.configs.representations import CircuitBreakerConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 
 DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
         TVaccineConfig, VaccineConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
-        CircuitBreakerConfig, LisaConfig,
+        CircuitBreakerConfig, CRLConfig, LisaConfig,
     )
 }  # fmt: skip
 """Every defense by the value of `safety_defense:` that selects it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -11,31 +13,37 @@ from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig, NumRows, Scale, Stream, example_entry
 
 Layers = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)]
-Depths = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+Depth = Annotated[float, Field(gt=0, le=1)]
+Margin = Annotated[float, Field(ge=0, le=2)]
 _BATCH = "on each process, once per optimizer step whatever the accumulation."
 _LAYERS = "by number, 1 for the one next to the embeddings, in place of `depths`. Default: absent."
 
 
 class RepresentationConfig(DefenseConfig):
-    """What the settings with `layers` and `depths` share."""
+    """What the settings share that name layers by number, or else by depth."""
 
     needs_adapter = True
+    relative: ClassVar[str]
+    """The setting that says how deep the layers are."""
 
     layers: Layers | None
-    depths: Depths
     batch_size: NumRows
 
     @model_validator(mode="after")
     def _refuse_layers_said_twice(self) -> Self:
-        if self.layers is not None and "depths" in self.model_fields_set:
-            raise UserError(f"{self.block}.layers: names the layers, and `depths` does too. Remove one of them.")
+        if self.layers is not None and self.relative in self.model_fields_set:
+            raise UserError(
+                f"{self.block}.layers: names the layers, and `{self.relative}` does too. Remove one of them."
+            )
         return self
 
     def layers_of(self, num_layers: int) -> list[int]:
         """The chosen layers of a decoder of `num_layers`, lowest first, counted from 1."""
-        if self.layers is not None:
-            return sorted(set(self.layers))
-        return sorted({max(1, int(depth * num_layers + 0.5)) for depth in self.depths})
+        return sorted(set(self.layers)) if self.layers is not None else self.relative_layers(num_layers)
+
+    @abstractmethod
+    def relative_layers(self, num_layers: int) -> list[int]:
+        """The layers that are as deep as the settings say, lowest first."""
 
     def model_problems(self, num_layers: int) -> list[str]:
         """There must be a layer of each number."""
@@ -44,7 +52,7 @@ class RepresentationConfig(DefenseConfig):
             return []
         return [
             f"{self.block}.layers: {above[0]} is more than the model's {num_layers} layers. Use numbers up to "
-            f"{num_layers}, or `depths`."
+            f"{num_layers}, or `{self.relative}`."
         ]
 
     def streams(self) -> Mapping[str, Stream]:
@@ -70,6 +78,7 @@ class CircuitBreakerConfig(RepresentationConfig):
 
     block = "circuit_breaker"
     strengths = ("alpha",)
+    relative = "depths"
 
     alpha: Scale = Field(
         default=10.0,
@@ -77,7 +86,7 @@ class CircuitBreakerConfig(RepresentationConfig):
         "none and ends with half (paper: alpha). Default 10, as in the paper for Llama-3-8B.",
     )
     layers: Layers | None = Field(default=None, description=f"Layers whose harmful states are rerouted, {_LAYERS}")
-    depths: Depths = Field(
+    depths: Annotated[list[Depth], Field(min_length=1)] = Field(
         default=[0.3125, 0.625],
         description="Depths at which harmful states are rerouted, each as a share of the model's layers. Default "
         "[0.3125, 0.625], layers 10 and 20 of 32, as in the paper for Llama-3-8B.",
@@ -85,3 +94,68 @@ class CircuitBreakerConfig(RepresentationConfig):
     batch_size: NumRows = Field(
         default=16, description=f"Harmful rows, and retain rows, {_BATCH} Default 16, from the published script."
     )
+
+    def relative_layers(self, num_layers: int) -> list[int]:
+        """The layer nearest to each depth."""
+        return sorted({max(1, math.floor(depth * num_layers + 0.5)) for depth in self.depths})
+
+
+class CRLConfig(RepresentationConfig):
+    """Settings of CRL, contrastive representation learning with triplets (arXiv 2506.11938)."""
+
+    block = "crl"
+    strengths = ("harmful_scale",)
+    relative = "depth_range"
+
+    harmful_scale: Scale = Field(
+        default=0.4,
+        description="Weight of the triplet that pulls harmful states together, away from where they were (paper: "
+        "beta). Default 0.4, as in the paper.",
+    )
+    benign_scale: Scale = Field(
+        default=0.5,
+        description="Weight of the triplet that holds benign states where they were, away from harmful ones (paper: "
+        "alpha). Default 0.5, as in the paper.",
+    )
+    kl_scale: Scale = Field(
+        default=0.9,
+        description="Weight of the divergence from the predictions without the adapter, on benign rows (paper: "
+        "gamma). Default 0.9, as in the paper.",
+    )
+    harmful_margin: Margin = Field(
+        default=0.5,
+        description="By how much farther a harmful state must be from where it was than from the others' mean, in "
+        "cosine distance. Default 0.5, from TamperBench; the paper's are for lengths.",
+    )
+    benign_margin: Margin = Field(
+        default=0.3,
+        description="By how much nearer a benign state must be to where it was than to the harmful mean. Default 0.3, "
+        "from TamperBench; the paper's are for lengths.",
+    )
+    kl_temperature: float = Field(
+        default=2.0, ge=0.1, le=100, description="Temperature of the divergence. Default 2, from the published code."
+    )
+    layers: Layers | None = Field(
+        default=None, description=f"Layers whose states are compared, {_LAYERS.replace('depths', 'depth_range')}"
+    )
+    depth_range: tuple[Depth, Depth] = Field(
+        default=(0.625, 0.96875),
+        strict=False,
+        description="The layers between these depths are compared, each depth a share of the model's layers. Default "
+        "(0.625, 0.96875), layers 20 to 31 of 32.",
+    )
+    batch_size: NumRows = Field(
+        default=16, description=f"Harmful rows, and retain rows, {_BATCH} Default 16, from the published script."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_a_range_that_ends_before_it_starts(self) -> Self:
+        if self.depth_range[0] > self.depth_range[1]:
+            raise UserError("crl.depth_range: ends before it starts. Write the lower depth first.")
+        return self
+
+    def relative_layers(self, num_layers: int) -> list[int]:
+        """All layers in the range, at least one."""
+        first, last = (depth * num_layers for depth in self.depth_range)
+        lowest = math.ceil(first)
+        return list(range(lowest, max(lowest, math.floor(last)) + 1))

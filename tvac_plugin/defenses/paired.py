@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from tvac_plugin.model.adapters import adapter_off, learning_outside_adapter
 from tvac_plugin.model.architecture import find_blocks
 from tvac_plugin.model.numerics import precise
 from tvac_plugin.model.types import Batch, Outputs
+
+_TINY = 1e-6
 
 
 class Paired(NamedTuple):
@@ -66,7 +68,7 @@ class PairedModel:
         if not any(trainable(block.layer) for block in blocks[: self.layers[-1]]):
             raise UserError(
                 f"{name} moves hidden states behind layer {self.layers[-1]}, and nothing learns at or below it. Raise "
-                f"`{name}.depths`, or give these layers an adapter."
+                f"`{name}.{config.relative}`, or give these layers an adapter."
             )
         self._model = model
 
@@ -76,6 +78,37 @@ class PairedModel:
             before = host.outputs(batch, hidden_states=True)
         with host.auxiliary():
             return Paired(host.outputs(batch, hidden_states=True), before)
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over processes, whose gradient is the mean of the gradients that they have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.mean = mean
+        return mean(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.mean(gradient), None
+
+
+def centre(host: Host, states: Tensor, mask: Tensor) -> Tensor:
+    """Mean state over the tokens of `mask` in the batches of all processes, with its autograd graph.
+
+    Args:
+        host: Knows the processes; averaged over them, gradients of a loss of the centre are those of one process that
+            has all rows.
+        states: [layers, batch, sequence, hidden].
+        mask: [batch, sequence]; nowhere empty on all processes, or the centre is zero.
+
+    Returns:
+        [layers, 1, 1, hidden].
+    """
+    kept = mask.to(states.device)
+    total = torch.where(kept[..., None], states, 0.0).sum(dim=(1, 2), keepdim=True)
+    mean: Tensor = _Mean.apply(total, host.mean_across_processes)  # type: ignore[no-untyped-call]
+    return mean / host.mean_across_processes(kept.sum().to(states.dtype)).clamp(min=_TINY)
 
 
 def answer_mask(batch: Batch) -> Tensor:
