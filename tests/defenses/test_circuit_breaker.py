@@ -30,7 +30,7 @@ def precise_model():
 def new_adapter(**changes):
     """The same as PEFT starts it: the second half is zero."""
     torch.manual_seed(0)
-    return get_peft_model(tiny_model("gpt2"), LoraConfig(r=2, target_modules="all-linear", **changes)).train()
+    return get_peft_model(tiny_model("gpt2"), LoraConfig(**{"r": 2, "target_modules": "all-linear"} | changes)).train()
 
 
 def step(model, *, position=FIRST, streams=None, **settings):
@@ -203,7 +203,7 @@ def with_bias():
         (with_bias, {}, r"h\.0\.ln_1\.bias learns outside the adapter.*Train the adapter alone"),
         (lambda: with_lora(tiny_model()), {"layers": [2, 5]}, "circuit_breaker.layers: 5 is more than the model's 4"),
         (
-            lambda: new_adapter(layers_to_transform=[3], layers_pattern="h"),
+            lambda: new_adapter(target_modules=["c_attn"], layers_to_transform=[3], layers_pattern="h"),
             {},
             "behind layer 3, and nothing learns at or below it. Raise `circuit_breaker.depths`",
         ),
@@ -215,5 +215,5 @@ def test_what_cannot_be_compared_is_refused(model, settings, message):
 
 
 def test_layers_and_depths_together_are_refused():
-    with pytest.raises(UserError, match="circuit_breaker.layers: .*Remove one of them"):
+    with pytest.raises(ValueError, match="circuit_breaker.layers: .*Remove one of them"):
         CircuitBreakerConfig(layers=[1], depths=[0.5])

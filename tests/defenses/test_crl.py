@@ -12,6 +12,7 @@ from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.configs.representations import CRLConfig
 from tvac_plugin.defenses import CRL
 from tvac_plugin.defenses.base import Position
+from tvac_plugin.defenses.paired import centre
 from tvac_plugin.defenses.testing import PlainHost
 
 
@@ -108,33 +109,28 @@ def test_a_new_adapter_starts_to_move():
 
 
 def test_the_centre_of_two_processes_is_that_of_one_with_all_rows():
-    # process p has S_p and N_p; c = (sum of S_p) / (sum of N_p), and the mean gradient is that of one process
-    from tvac_plugin.defenses.paired import centre
-
+    # c = (mean of S_p) / (mean of N_p); over its whole batch, one process has the gradient that two have on average
     torch.manual_seed(0)
     weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    rows = torch.randn(1, 4, 5, 4, dtype=torch.float64)
-    mask = torch.rand(4, 5) < 0.6
+    rows, mask = torch.randn(1, 4, 5, 4, dtype=torch.float64), torch.rand(4, 5) < 0.6
 
     def loss_of(states, c):
-        return torch.stack([(state - c).square().sum() for state in states.flatten(0, 2)]).mean()
+        return (states - c).square().sum(-1).mean()
 
     states = rows @ weight
-    one = loss_of(states, centre(PlainHost(torch.nn.Module()), states, mask))
-    expected = torch.autograd.grad(one, weight)[0]
-    total, count = (torch.where(mask[..., None], rows @ weight, 0.0)).sum((1, 2), keepdim=True), mask.sum()
-    c = (total / count).detach()
-    upstream = torch.autograd.grad(one_with := loss_of(states.detach(), leaf := c.clone().requires_grad_()), leaf)[0]
-    assert one_with == pytest.approx(one.item())
+    c = centre(PlainHost(torch.nn.Module()), states, mask)
+    expected = torch.autograd.grad(loss_of(states, c), weight)[0]
+    leaf = c.detach().requires_grad_()
+    by_centre = torch.autograd.grad(loss_of(states.detach(), leaf), leaf)[0]
+    mean_count = (mask.sum() / 2).double()
     found = torch.zeros_like(expected)
     for part in (slice(0, 2), slice(2, 4)):
         host = PlainHost(torch.nn.Module())
-        answers = [total.detach() / 2, (count / 2).double(), upstream * 2 / 2 / count * 2]
-        host.mean_across_processes = lambda values, answers=answers: answers.pop(0).to(values.dtype)
+        means = [c.detach() * mean_count, mean_count, by_centre / mean_count]  # of S_p, of N_p, of dL_p / dS
+        host.mean_across_processes = lambda _, means=means: means.pop(0)
         mine = rows[:, part] @ weight
-        loss = loss_of(mine, centre(host, mine, mask[part]))
-        found += torch.autograd.grad(loss, weight)[0] / 2
-        assert not answers
+        found += torch.autograd.grad(loss_of(mine, centre(host, mine, mask[part])), weight)[0] / 2
+        assert not means
     torch.testing.assert_close(found, expected)
 
 
@@ -160,7 +156,7 @@ def test_a_gradient_that_is_not_finite_is_idle():
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match="GPT2LMHeadModel has none. Set `adapter: lora`"):
         CRL(CRLConfig(), tiny_model("gpt2"), seed=1)
-    with pytest.raises(UserError, match="crl.layers: names the layers, and `depth_range` does too. Remove one"):
+    with pytest.raises(ValueError, match="crl.layers: names the layers, and `depth_range` does too. Remove one"):
         CRLConfig(layers=[1], depth_range=(0.1, 0.2))
-    with pytest.raises(UserError, match="crl.depth_range: ends before it starts. Write the lower depth first"):
+    with pytest.raises(ValueError, match="crl.depth_range: ends before it starts. Write the lower depth first"):
         CRLConfig(depth_range=(0.9, 0.2))
