@@ -16,7 +16,7 @@ Layers = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_lengt
 Depth = Annotated[float, Field(gt=0, le=1)]
 Margin = Annotated[float, Field(ge=0, le=2)]
 _BATCH = "on each process, once per optimizer step whatever the accumulation."
-_LAYERS = "by number, 1 for the one next to the embeddings, in place of `depths`. Default: absent."
+_LAYERS = "by number, 1 for the one next to the embeddings, in place of `depths`. Default None."
 
 
 class RepresentationConfig(DefenseConfig):
