@@ -90,6 +90,7 @@ SETTINGS = {
     "booster": {"regularizer_scale": scales, "harmful_step_size": scales, "batch_size": few},
     "circuit_breaker": {
         "alpha": scales,
+        "retain_scale": scales,
         "layers": st.sampled_from([None, None, [1], [2], [1, 2], [3]]),
         "batch_size": few,
     },

@@ -42,7 +42,7 @@ def learnt(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-def straight_line(plain, *, t, num_steps, alpha, layers, benign):
+def straight_line(plain, *, t, num_steps, alpha, layers, benign, r=1.0):
     """Loss of Algorithm 1, token by token."""
     after, before = plain.states(plain.adapted(), HARMFUL), plain.states(plain.base, HARMFUL)
     cosines = [
@@ -59,18 +59,18 @@ def straight_line(plain, *, t, num_steps, alpha, layers, benign):
     reroute = sum(cosines) / len(cosines)
     retain = sum(distances) / (len(distances) * 5 / 4)  # the embeddings, a fifth of all depths, do not move
     share = t / (2 * num_steps)
-    return alpha * (1 - share) * reroute + alpha * share * retain + plain.loss(random_batch()), reroute, retain
+    return alpha * (1 - share) * reroute + r * alpha * share * retain + plain.loss(random_batch()), reroute, retain
 
 
 @pytest.mark.parametrize("has_retain_data", [True, False])
 def test_one_step_equals_the_paper(has_retain_data):
-    # c_s = alpha * (1 - t / 2T), c_r = alpha * t / 2T, L = L(B) + c_s * relu(cos(h', h)) + c_r * ||b' - b||
+    # c_s = alpha * (1 - t / 2T), c_r = r * alpha * t / 2T, L = L(B) + c_s * relu(cos(h', h)) + c_r * ||b' - b||
     model = precise_model()
     plain = PlainAdapter(model, num_layers=4, num_heads=2, lora_scale=2.0)
     benign = BENIGN if has_retain_data else random_batch()
-    loss, reroute, retain = straight_line(plain, t=4, num_steps=10, alpha=3.0, layers=[1, 3], benign=benign)
+    loss, reroute, retain = straight_line(plain, t=4, num_steps=10, alpha=3.0, layers=[1, 3], benign=benign, r=0.7)
     streams = {"harmful": [HARMFUL]} | ({"benign": [BENIGN]} if has_retain_data else {})
-    report = step(model, position=Position(3, True, 10), streams=streams, alpha=3.0, depths=[0.3125, 0.625])
+    report = step(model, position=Position(3, True, 10), streams=streams, alpha=3.0, retain_scale=0.7)
     for name, gradient in plain.gradients(loss).items():
         torch.testing.assert_close(learnt(model)[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
     assert report.losses["reroute_loss"].item() == pytest.approx(reroute.item(), rel=1e-10)
@@ -106,12 +106,13 @@ def test_later_micro_batches_of_a_step_only_train():
 
 
 def test_the_weight_of_rerouting_falls_to_half_and_that_of_retaining_rises_to_half():
-    ramp = [scales(10.0, Position(step, True, 4)) for step in range(4)]
+    ramp = [scales(CircuitBreakerConfig(), Position(step, True, 4)) for step in range(4)]
     assert ramp == [(8.75, 1.25), (7.5, 2.5), (6.25, 3.75), (5.0, 5.0)]
 
 
 def test_without_a_known_length_every_step_counts_as_the_last():
-    assert scales(10.0, Position(7, True)) == scales(10.0, Position(0, True)) == (5.0, 5.0)
+    config = CircuitBreakerConfig(retain_scale=0.5)
+    assert scales(config, Position(7, True)) == scales(config, Position(0, True)) == (5.0, 2.5)
 
 
 def test_a_new_adapter_starts_to_move():

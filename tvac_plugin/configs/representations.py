@@ -85,6 +85,11 @@ class CircuitBreakerConfig(RepresentationConfig):
         description="Weight of both terms: rerouting starts with all of it and ends with half, retaining starts with "
         "none and ends with half (paper: alpha). Default 10, as in the paper for Llama-3-8B.",
     )
+    retain_scale: Scale = Field(
+        default=1.0,
+        description="Further weight of retaining alone: less of it lets harmful states go farther, and benign ones too. "
+        "Default 1, as in the paper.",
+    )
     layers: Layers | None = Field(default=None, description=f"Layers whose harmful states are rerouted, {_LAYERS}")
     depths: Annotated[list[Depth], Field(min_length=1)] = Field(
         default=[0.3125, 0.625],

@@ -1,12 +1,13 @@
 """Circuit breakers by representation rerouting (Zou et al., arXiv 2406.04313, Algorithm 1).
 
-    every optimizer step t = 1 .. T    c_s = alpha * (1 - t / 2T)        c_r = alpha * t / 2T
+    every optimizer step t = 1 .. T    c_s = alpha * (1 - t / 2T)        c_r = r * alpha * t / 2T
                                        L_s = mean of relu(cos(h', h))    over chosen layers and harmful answer tokens
                                        L_r = mean of ||b' - b||          over all depths and benign tokens
                                        update w with  grad L(w; B) + c_s * grad L_s + c_r * grad L_r
 
 h' and b' are hidden states with the adapter, h and b those of the same tokens without it. L(w; B) is the loss on the
-alignment batch, which the paper does not train.
+alignment batch, which the paper does not train; r, 1 in
+the paper, weighs retaining.
 
 Where h' is still h, as under a new adapter, the cosine is at its maximum and L_s has no gradient. There it is taken a
 thousandth of ||h|| away from h, in a seeded direction; the published code starts from rounding errors.
@@ -40,7 +41,7 @@ class CircuitBreaker(Defense):
         Raises:
             UserError: The model without its adapter is not what it was before training, or has not these layers.
         """
-        self._alpha = config.alpha
+        self._config = config
         self._seed = seed
         self._paired = PairedModel(model, config)
 
@@ -50,7 +51,7 @@ class CircuitBreaker(Defense):
         norms: dict[str, Tensor] = {}
         effect = None
         if position.starts_step:
-            reroute_scale, retain_scale = scales(self._alpha, position)
+            reroute_scale, retain_scale = scales(self._config, position)
             harmful = host.batch("harmful", position.step)
             benign = host.batch("benign", position.step) if host.has("benign") else batch
             rerouting, reroute_loss = self._reroute(host, harmful, host.number(position.step))
@@ -83,10 +84,10 @@ class CircuitBreaker(Defense):
         return now + torch.where(is_there, away * F.normalize(direction, dim=-1), 0.0)
 
 
-def scales(alpha: float, position: Position) -> tuple[float, float]:
+def scales(config: CircuitBreakerConfig, position: Position) -> tuple[float, float]:
     """c_s and c_r at an optimizer step; of a training of unknown length every step counts as the last."""
     progress = (position.step + 1) / (2 * max(position.num_steps, position.step + 1))
-    return alpha * (1 - progress), alpha * progress
+    return config.alpha * (1 - progress), config.alpha * config.retain_scale * progress
 
 
 def is_rerouted(loss: Tensor, harmful: Batch) -> Tensor:
