@@ -87,7 +87,7 @@ class CircuitBreakerConfig(RepresentationConfig):
     )
     retain_scale: Scale = Field(
         default=1.0,
-        description="Further weight of retaining alone: less of it lets harmful states go farther, and benign ones too. "
+        description="Further weight of retaining alone: with less of it harmful states go farther, and benign ones too. "
         "Default 1, as in the paper.",
     )
     layers: Layers | None = Field(default=None, description=f"Layers whose harmful states are rerouted, {_LAYERS}")

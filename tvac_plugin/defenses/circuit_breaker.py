@@ -6,8 +6,7 @@
                                        update w with  grad L(w; B) + c_s * grad L_s + c_r * grad L_r
 
 h' and b' are hidden states with the adapter, h and b those of the same tokens without it. L(w; B) is the loss on the
-alignment batch, which the paper does not train; r, 1 in
-the paper, weighs retaining.
+alignment batch, which the paper does not train; r, 1 in the paper, weighs retaining.
 
 Where h' is still h, as under a new adapter, the cosine is at its maximum and L_s has no gradient. There it is taken a
 thousandth of ||h|| away from h, in a seeded direction; the published code starts from rounding errors.
