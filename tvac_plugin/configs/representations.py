@@ -87,8 +87,8 @@ class CircuitBreakerConfig(RepresentationConfig):
     )
     retain_scale: Scale = Field(
         default=1.0,
-        description="Further weight of retaining alone: with less of it harmful states go farther, and benign ones too. "
-        "Default 1, as in the paper.",
+        description="Further weight of retaining alone: with less of it, harmful states go farther, "
+        "and benign ones too. Default 1, as in the paper.",
     )
     layers: Layers | None = Field(default=None, description=f"Layers whose harmful states are rerouted, {_LAYERS}")
     depths: Annotated[list[Depth], Field(min_length=1)] = Field(
