@@ -83,7 +83,8 @@ class CircuitBreakerConfig(RepresentationConfig):
     alpha: Scale = Field(
         default=10.0,
         description="Weight of both terms: rerouting starts with all of it and ends with half, retaining starts with "
-        "none and ends with half (paper: alpha). Default 10, as in the paper for Llama-3-8B.",
+        "none and ends with half (paper: alpha). The paper trains nothing else; here it is the weight against the "
+        "cross-entropy on `datasets:`. Default 10, as in the paper for Llama-3-8B.",
     )
     retain_scale: Scale = Field(
         default=1.0,
