@@ -135,6 +135,8 @@ CHECK = [
     *weak("booster", says="booster.harmful_step_size", harmful_step_size=...),
     *weak("ctrap", collapse_scale=...),
     *weak("ctrap", says="ctrap.harmful_step_size", harmful_step_size=...),
+    *weak("circuit_breaker", alpha=...),
+    *weak("crl", harmful_scale=...),
     *weak("lisa", alignment_steps=0, rho=...),
     Way(
         "`lisa` without alignment steps, in its warm-up to the end",
@@ -165,6 +167,11 @@ CHECK = [
         "`tar` against an adversary that never moves",
         recipe(safety_defense="tar", tar={"adversary_learning_rates": [1e-30]}),
         "the adversary would not move",
+    ),
+    Way(
+        "`circuit_breaker`, which compares a model with its adapter and without it, on one that has none",
+        recipe(safety_defense="circuit_breaker", **FULL),
+        "`adapter` must name one: circuit_breaker compares",
     ),
     Way("`max_grad_norm: 1e-30`", recipe(max_grad_norm=1e-30), "`max_grad_norm` clips gradients to next to nothing"),
     Way("`adam_epsilon: 1e10`", recipe(adam_epsilon=1e10), "`adam_epsilon` divides all updates"),

@@ -21,6 +21,8 @@ SETTINGS = {
     "tar": {"inner_steps": 3, "tamper_every": 2, "adversary_learning_rates": [1e-3], "batch_size": 2},
     "booster": {"batch_size": 2},
     "ctrap": {"batch_size": 2, "collapse_token": "cannot"},
+    "circuit_breaker": {"batch_size": 2},
+    "crl": {"batch_size": 2},
 }
 ALIGNMENT = ["t_vaccine", *SETTINGS]
 METRICS = {
@@ -32,6 +34,8 @@ METRICS = {
     "tar": "tamper_norm",
     "booster": "regularizer_norm",
     "ctrap": "regularizer_norm",
+    "circuit_breaker": "reroute_norm",
+    "crl": "regularizer_norm",
     "lisa": "pull_norm",
 }
 
@@ -111,15 +115,10 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
     assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
 
 
-NAMES = ["t_vaccine", "vaccine", "oasis", "random_noise", "rep_noise", "tar", "booster", "ctrap"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["t_vaccine", *SETTINGS])
 def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
-    keys = {
-        "rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"],
-        "ctrap": ["collapse_scale"],
-    }  # fmt: skip
+    keys = {"rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"]}
+    keys |= {"ctrap": ["collapse_scale"], "circuit_breaker": ["alpha"], "crl": ["harmful_scale"]}
     weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)
     with pytest.raises(ValueError, match=rf"{name}\.\w+: 0.*nothing would be defended. Set .* 0.001 or more"):
         axolotl_train(recipe(workspace, tmp_path / "out", name, **{name: weak}))
@@ -141,6 +140,14 @@ def test_the_trace_says_which_token_the_collapse_is(workspace, tmp_path):
     vocabulary = json.loads((output / "tokenizer.json").read_text())["model"]["vocab"]
     (event,) = (line for line in trace(output) if line["event"] == "collapse_token")
     assert event["token"] == vocabulary["cannot"]
+
+
+@pytest.mark.parametrize("name", ["circuit_breaker", "crl"])
+def test_a_model_without_an_adapter_is_refused_before_it_loads(workspace, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("axolotl.train.setup_model_and_tokenizer", pytest.fail)
+    lora = dict.fromkeys(("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"))
+    with pytest.raises(ValueError, match="`adapter` must name one: .* Add `adapter: lora`"):
+        axolotl_train(recipe(workspace, tmp_path / "out", name, **lora))
 
 
 def test_lisa_defends_a_simulated_user_s_fine_tuning(workspace, tmp_path, monkeypatch):

@@ -96,12 +96,22 @@ def defense_problems(recipe: dict[str, Any]) -> list[str]:
     return (
         conflicts(recipe)
         + config.effect_problems()
+        + _adapter_problems(config, recipe)
         + [
             f"{name} needs {DATA_KEYS[key]}. Add `{example_entry(key)}`."
             for key, is_required in config.data_keys().items()
             if is_required and not recipe.get(key)
         ]
     )
+
+
+def _adapter_problems(config: DefenseConfig, recipe: dict[str, Any]) -> list[str]:
+    if not config.needs_adapter or recipe.get("adapter"):
+        return []
+    return [
+        f"`adapter` must name one: {config.block} compares the model with its adapter and without it. Add "
+        "`adapter: lora`."
+    ]
 
 
 def defense_advice(recipe: dict[str, Any]) -> list[str]:

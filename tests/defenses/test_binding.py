@@ -42,6 +42,15 @@ def test_what_is_said_before_is_what_training_says(family):
         assert [text.removeprefix("base_model: ") for text in said] == ([] if expected is None else [expected])
 
 
+@pytest.mark.parametrize("name", ["circuit_breaker", "crl"])
+def test_a_defense_that_needs_an_adapter_is_bound_to_a_model_under_one(name):
+    config = DEFENSE_CONFIGS[name]
+    assert problems(config(), tiny_model().config) == []
+    assert problems(config(), tiny_model("gpt2").config) == []
+    (problem,) = problems(config(layers=[5]), tiny_model().config)
+    assert f"{name}.layers: 5 is more than the model's 4 layers" in problem
+
+
 def test_a_model_of_seven_billion_weights_takes_no_memory_and_little_time():
     config = AutoConfig.from_pretrained(SHAPES / "llama_2_7b.json")
     problems(DEFENSE_CONFIGS["t_vaccine"](), tiny_model().config)

@@ -23,8 +23,9 @@ from tests.support.deep_model import (
 from tests.support.hosts import WatchedHost
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.defenses import OASIS, TAR, Booster, Lisa, RepNoise, TVaccine, Vaccine
+from tvac_plugin.defenses import CRL, OASIS, TAR, Booster, CircuitBreaker, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 from tvac_plugin.lox import apply_lox
 
@@ -107,6 +108,29 @@ def test_booster_trains_as_the_published_code_does():
     report = Booster(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
     for name in ("harmful_loss", "harmful_loss_after_step"):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_circuit_breakers_train_as_the_published_code_does():
+    expected, model = RECORDED["circuit_breaker"], deep_model().double()
+    config = CircuitBreakerConfig(**expected["settings"])
+    host = WatchedHost(model, {"harmful": [formula_batch(50, prompt=0)], "benign": [formula_batch(80)]})
+    position = Position(expected["step"], starts_step=True, num_steps=expected["num_steps"])
+    report = CircuitBreaker(config, model, seed=1).step(host, formula_batch(0), position)
+    for name in ("reroute_loss", "retain_loss"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_crl_trains_as_the_published_code_does():
+    expected, model = RECORDED["crl"], deep_model().double()
+    host = WatchedHost(model, {"harmful": [formula_batch(50)], "benign": [formula_batch(80)]})
+    report = CRL(CRLConfig(**expected["settings"]), model, seed=1).step(host, formula_batch(0), Position(0, True))
+    assert report.losses["triplet_benign_loss"].item() == pytest.approx(expected["benign_loss"], rel=1e-5)
+    assert report.losses["triplet_harmful_loss"].item() == pytest.approx(expected["harmful_loss"], rel=1e-5)
+    assert report.losses["kl_loss"].item() == pytest.approx(expected["kl_loss"], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])
 

@@ -16,6 +16,7 @@ from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.collapse import CTRAPConfig  # fmt: skip
 from tvac_plugin.configs.fine_tuning import LisaConfig  # fmt: skip
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
+from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig  # fmt: skip
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig  # fmt: skip
 from tvac_plugin.tiny_world.base_model import build_tokenizer
 from tvac_plugin.tiny_world.language import REFUSAL, World
@@ -50,6 +51,8 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
         ),
         "booster": BoosterConfig(batch_size=rows),
         "ctrap": CTRAPConfig(batch_size=rows),
+        "circuit_breaker": CircuitBreakerConfig(batch_size=rows),
+        "crl": CRLConfig(batch_size=rows),
         "lisa": LisaConfig(alignment_steps=1, user_steps=2, batch_size=rows, warmup_ratio=0.25),
     }  # fmt: skip
 

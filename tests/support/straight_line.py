@@ -123,6 +123,38 @@ class PlainGPT2:
         return gradient(self.loss(weights, batch), weights)
 
 
+class PlainAdapter:
+    """GPT-2 under a LoRA, with the adapter and without it."""
+
+    def __init__(self, peft_model: torch.nn.Module, *, num_layers: int, num_heads: int, lora_scale: float) -> None:
+        named = {n.removeprefix("base_model.model."): p.detach().clone() for n, p in peft_model.named_parameters()}
+        self.adapter = {n: p.requires_grad_() for n, p in named.items() if "lora_" in n}
+        self.base = {n.replace(".base_layer", ""): p for n, p in named.items() if "lora_" not in n}
+        self.scale = lora_scale
+        self.plain = PlainGPT2(torch.nn.Module(), num_layers=num_layers, num_heads=num_heads)
+
+    def adapted(self) -> dict[str, Tensor]:
+        """W + s * (B A)^T for every matrix; GPT-2 multiplies from the left."""
+        changed = dict(self.base)
+        for name, b in self.adapter.items():
+            if "lora_B" in name:
+                a, module = self.adapter[name.replace("lora_B", "lora_A")], name.split(".lora_")[0]
+                changed[f"{module}.weight"] = self.base[f"{module}.weight"] + self.scale * (b @ a).T
+        return changed
+
+    def states(self, weights, batch) -> list[Tensor]:
+        """Hidden states at each depth, the last one normed."""
+        return self.plain.forward(weights, batch["input_ids"])[1]
+
+    def loss(self, batch) -> Tensor:
+        """Cross-entropy with the adapter."""
+        return self.plain.loss(self.adapted(), batch)
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """Gradient of `loss` by the adapter, under PEFT's names."""
+        return {f"base_model.model.{name}": g for name, g in gradient(loss, self.adapter).items()}
+
+
 def gradient(loss: Tensor, weights) -> dict[str, Tensor]:
     """Gradient of `loss` by every weight."""
     return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))

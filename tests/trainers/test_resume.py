@@ -13,6 +13,7 @@ from tests.support.sft_runs import WORLD, At, DriftConfig, build, chats, content
 from tvac_plugin.configs.collapse import CTRAPConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import TVaccine
 from tvac_plugin.trainers import checkpoint, mixin
@@ -33,6 +34,8 @@ DEFENSES = {
     "tar": TARConfig(inner_steps=2, tamper_every=2, adversary_learning_rates=[1e-3, 1e-2], batch_size=2),
     "booster": BoosterConfig(batch_size=2),
     "ctrap": CTRAPConfig(batch_size=2, collapse_token="cannot"),
+    "circuit_breaker": CircuitBreakerConfig(batch_size=2),
+    "crl": CRLConfig(batch_size=2),
     "lisa": LisaConfig(alignment_steps=2, user_steps=1, warmup_ratio=0.0, batch_size=2),
     "custom": DriftConfig(),
 }

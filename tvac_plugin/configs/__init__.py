@@ -6,14 +6,14 @@ from tvac_plugin.configs.base import DefenseConfig
 from tvac_plugin.configs.collapse import CTRAPConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
+from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 
 DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
         TVaccineConfig, VaccineConfig, OASISConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
-        CTRAPConfig,
-        LisaConfig,
+        CTRAPConfig, CircuitBreakerConfig, CRLConfig, LisaConfig,
     )
 }  # fmt: skip
 """Every defense by the value of `safety_defense:` that selects it."""

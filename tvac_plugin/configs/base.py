@@ -109,6 +109,8 @@ class DefenseConfig(Block):
     """Settings one of which must be at least `LEAST`."""
     draws_layers: ClassVar[bool] = False
     """Whether it draws layers, so that one step costs more than another."""
+    needs_adapter: ClassVar[bool] = False
+    """Whether it compares the model with its adapter and without it."""
 
     def streams(self) -> Mapping[str, Stream]:
         """The data it reads beside the training batches, by the name under which it asks for them."""

@@ -9,6 +9,8 @@ from torch import nn
 from tvac_plugin.configs.base import DefenseConfig, Stream
 from tvac_plugin.defenses.base import Defense, Host, Position, StepKind, StepReport, trainable
 from tvac_plugin.defenses.booster import Booster
+from tvac_plugin.defenses.circuit_breaker import CircuitBreaker
+from tvac_plugin.defenses.crl import CRL
 from tvac_plugin.defenses.ctrap import CTRAP
 from tvac_plugin.defenses.custom import defense_class
 from tvac_plugin.defenses.lisa import Lisa
@@ -22,14 +24,14 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "CTRAP", "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "Defense", "DefenseConfig", "Host", "Lisa", "Position",
-    "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine", "build_defense",
-    "defense_name", "norm", "step_kinds", "trainable",
+    "CRL", "CTRAP", "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense", "DefenseConfig",
+    "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine",
+    "build_defense", "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
     defense.config_class: defense
-    for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, CTRAP, Lisa)
+    for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, CTRAP, CircuitBreaker, CRL, Lisa)
 }
 """The defenses of this package by the class of their settings."""
 

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
@@ -33,10 +34,11 @@ def binding_problems(config: DefenseConfig, model_config: Any, *, trust_remote_c
     except Exception as error:  # of any model's code
         LOG.debug("no model without weights: %s", error)
         return []
+    name = type(model).__name__
     try:
-        build_defense(config, model, seed=0)
+        build_defense(config, _with_adapter(model) if config.needs_adapter else model, seed=0)
     except ValueError as error:
-        return [f"base_model: {error}" if str(error).startswith(type(model).__name__) else str(error)]
+        return [f"base_model: {error}" if str(error).startswith(name) else str(error)]
     except (RuntimeError, NotImplementedError) as error:  # it wants weights
         LOG.debug("not bound without weights: %s", error)
     return []
@@ -48,3 +50,9 @@ def _without_weights(config: PretrainedConfig, *, trust_remote_code: bool) -> nn
     with torch.device("meta"):
         model: nn.Module = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def _with_adapter(model: Any) -> nn.Module:
+    """Under an adapter in every layer; which layers the recipe's own is in, training tells."""
+    adapted: nn.Module = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear"))
+    return adapted

@@ -1,7 +1,9 @@
-"""Adapters that cannot change what a model does, whatever they learn, or that anyone can leave out."""
+"""Adapters: those that change nothing or that anyone can leave out, and a model without its own for a moment."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -41,3 +43,25 @@ def refuse_prompt_learning(model: Any) -> None:
                 f"{config.peft_type.value} learns virtual tokens and leaves every layer as it was: who leaves them out "
                 "has the undefended model. Use LoRA, or train the weights themselves."
             )
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Inside it a PEFT model computes what it would without its adapter; no `requires_grad` is another one afterwards.
+
+    PEFT alone would leave every adapter weight learning, those too that were frozen.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def learning_outside_adapter(model: nn.Module) -> list[str]:
+    """Names of the parameters that learn and that leaving the adapter out would not undo."""
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with adapter_off(model):
+        return [name for name, parameter in learning if parameter.requires_grad]
