@@ -21,7 +21,7 @@ PLUGIN_PATH = "tvac_plugin.SafetyDefensePlugin"
 _OUR_KEYS = tuple(SafetyDefenseArgs.model_fields)
 _NEAR = 0.8
 Model = TypeVar("Model", bound=BaseModel)
-_AXOLOTLS_OWN = ("pretraining_dataset", "batch_size", "dpo_beta", "seed", "warmup_ratio")
+_AXOLOTLS_OWN = ("pretraining_dataset", "batch_size", "dpo_beta", "rl", "seed", "warmup_ratio")
 """Keys of Axolotl that are near one of ours, or in one of our blocks too."""
 _BLOCKS: dict[str, type[BaseModel]] = {**DEFENSE_CONFIGS, "simulated_user": SimulatedUserConfig}
 
