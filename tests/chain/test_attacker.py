@@ -310,3 +310,20 @@ def test_one_evaluation_may_do_both(attacking):
     path = attacking(attacker=ASKED | {"judge": "judge", "trials": 2}, stages=stages, judge=JUDGE)
     assert chain_problems(read_chain(path)) == []
     assert fake.run(path)["attacker"]["arms"][0]["confirmed"]["num_seeds"] == 2
+
+
+def test_what_must_be_kept_is_kept_without_checkpoints_too(attacking, tmp_path):
+    found = fake.run(attacking(
+        attacker=ASKED | {"min_retention": {"benign": 100}}, stage=VALIDATE | {"checkpoints": False}
+    ))["attacker"]["arms"]  # fmt: skip
+    bound = {
+        arm: evaluation(tmp_path, f"validate.align-safety_defense={arm}-seed=7")["align"] for arm in ("none", "vaccine")
+    }
+    for arm in found:
+        name, had = arm["arm"]["safety_defense"], bound[arm["arm"]["safety_defense"]]["benign"]["percent"]
+        for trial in arm["trials"]:
+            rate, ratio = trial["values"]["attack.learning_rate"], trial["values"]["harmful_ratio"]
+            job = f"validate.attack-harmful_ratio={ratio}-safety_defense={name}-attack.learning_rate={rate}-seed=7"
+            has = evaluation(tmp_path, job)["attack"]["benign"]["percent"]
+            assert (trial["harm"] is None) == (has < had), trial
+    assert {trial["harm"] is None for arm in found for trial in arm["trials"]} == {True, False}

@@ -136,7 +136,7 @@ def _models(cell: Cell) -> Iterator[tuple[str, int | str, Mapping[str, Any]]]:
 def _missing(model: Cell, cell: Cell, stage: str, attacker: Attacker) -> Iterator[tuple[float, str]]:
     """For each thing that a model must be able to do, the points that it is short of, 0 or less if it can."""
     for measure, share in attacker.min_retention.items():
-        has, had = (each[measure]["percent"] for each in (model, cell["models"][cell["starts"].get(stage, stage)]))
+        has, had = (each[measure]["percent"] for each in (model, cell["models"][cell["starts"][stage]]))
         yield share / 100 * had - has, f"the best keeps {has:.1f} of {had:.1f} % in {measure}"
     for measure, least in attacker.min_task.items():
         has = model[measure]["percent"]

@@ -88,10 +88,10 @@ def _attack_cost(curve: Sequence[Mapping[str, Any]], threshold: float) -> int | 
 
 
 def _starts(plan: ChainPlan, ids: Mapping[str, str], cell: Mapping[str, Any]) -> dict[str, str]:
-    """The model that an attack with a curve starts from, where it was evaluated under some name."""
+    """The model that an attack starts from, where it was evaluated under some name."""
     first = next(stage.name for stage in plan.chain.recipe.stages if stage.train is not None)
     starts: dict[str, str] = {}
-    for attack in cell["curves"]:
+    for attack in (name for name, role in cell["roles"].items() if role == "attacked" and name not in cell["skipped"]):
         source = plan.chain.stage(attack).model_from
         names = [name for name in cell["models"] if name != BASE and source is not None and ids[name] == ids[source]]
         if source is None and BASE in cell["models"]:
