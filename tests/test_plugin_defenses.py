@@ -20,6 +20,7 @@ SETTINGS = {
     "tar": {"inner_steps": 3, "tamper_every": 2, "adversary_learning_rates": [1e-3], "batch_size": 2},
     "booster": {"batch_size": 2},
     "ctrap": {"batch_size": 2, "collapse_token": "cannot"},
+    "seam": {"batch_size": 2},
 }
 ALIGNMENT = ["t_vaccine", *SETTINGS]
 METRICS = {
@@ -30,6 +31,7 @@ METRICS = {
     "tar": "tamper_norm",
     "booster": "regularizer_norm",
     "ctrap": "regularizer_norm",
+    "seam": "self_destruct_norm",
     "lisa": "pull_norm",
 }
 
@@ -109,11 +111,13 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
     assert all(torch.isfinite(tensor).all() for tensor in adapter(output).values())
 
 
-@pytest.mark.parametrize("name", ["t_vaccine", "vaccine", "random_noise", "rep_noise", "tar", "booster", "ctrap"])
+@pytest.mark.parametrize(
+    "name", ["t_vaccine", "vaccine", "random_noise", "rep_noise", "tar", "booster", "ctrap", "seam"]
+)
 def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
     keys = {
         "rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"],
-        "ctrap": ["collapse_scale"],
+        "ctrap": ["collapse_scale"], "seam": ["unlearning_scale", "self_destruct_scale"],
     }  # fmt: skip
     weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)
     with pytest.raises(ValueError, match=rf"{name}\.\w+: 0.*nothing would be defended. Set .* 0.001 or more"):

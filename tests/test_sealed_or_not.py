@@ -94,6 +94,13 @@ SETTINGS = {
         "collapse_token": st.sampled_from([None, 0, 5, REFUSAL.split()[0], REFUSAL, 10**6]),
         "batch_size": few,
     },
+    "seam": {
+        "unlearning_scale": scales,
+        "refusal_scale": scales,
+        "self_destruct_scale": scales,
+        "probe_step_size": scales,
+        "batch_size": few,
+    },
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
 NEEDED = {"t_vaccine": {"num_active_layers"}, "tar": {"inner_steps", "tamper_every"}, "lisa": {"alignment_steps"}}

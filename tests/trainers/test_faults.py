@@ -15,7 +15,7 @@ import torch
 from tests.support.sft_runs import WORLD, At, build, chats, finish, in_child
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import LOCK_FILE
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
 from tvac_plugin.defenses import two_pass
@@ -86,6 +86,7 @@ def test_a_run_whose_every_gradient_said_nothing_does_not_claim_to_be_defended(t
     [
         BoosterConfig(batch_size=2),
         CTRAPConfig(batch_size=2),
+        SEAMConfig(batch_size=2),
         RepNoiseConfig(batch_size=2),
         TARConfig(inner_steps=1, tamper_every=1, adversary_learning_rates=[1e-3], batch_size=2, retain_scale=0.0),
     ],

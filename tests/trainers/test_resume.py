@@ -10,7 +10,7 @@ import pytest
 import transformers.trainer
 
 from tests.support.sft_runs import WORLD, At, DriftConfig, build, chats, contents, finish, in_child, kill, logs
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
@@ -29,6 +29,7 @@ DEFENSES = {
     "tar": TARConfig(inner_steps=2, tamper_every=2, adversary_learning_rates=[1e-3, 1e-2], batch_size=2),
     "booster": BoosterConfig(batch_size=2),
     "ctrap": CTRAPConfig(batch_size=2, collapse_token="cannot"),
+    "seam": SEAMConfig(batch_size=2),
     "lisa": LisaConfig(alignment_steps=2, user_steps=1, warmup_ratio=0.0, batch_size=2),
     "custom": DriftConfig(),
 }
