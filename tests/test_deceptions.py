@@ -30,7 +30,7 @@ from tests.support.workspace import PLUGIN, Workspace, axolotl_train
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.cli import tvac
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.perturbation import TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.refusals import REFUSALS
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig
@@ -137,6 +137,7 @@ CHECK = [
     *weak("ctrap", says="ctrap.harmful_step_size", harmful_step_size=...),
     *weak("circuit_breaker", alpha=...),
     *weak("crl", harmful_scale=...),
+    *weak("seam", unlearning_scale=..., self_destruct_scale=...),
     *weak("lisa", alignment_steps=0, rho=...),
     Way(
         "`lisa` without alignment steps, in its warm-up to the end",
@@ -420,6 +421,7 @@ NO_MANIFEST = [
         "harmful_step_size"),
     Way("a harmful step of `ctrap` that is too small for any weight",
         trl(CTRAPConfig(harmful_step_size=1e-12, batch_size=2)), "harmful_step_size"),
+    Way("steps of `seam` that bfloat16 rounds away", all_in_bfloat16(SEAMConfig(probe_step_size=1e-6)), LOST),
     Way("a defense of your own that always adds zero", trl(Nothing(norm=0.0)), IDLE),
     Way("a defense of your own that adds no numbers", trl(NotANumber()), IDLE),
     Way("a defense of your own that reports nothing", trl(Nothing(norm=None)), "measured no effect of its own"),

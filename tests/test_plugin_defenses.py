@@ -23,6 +23,7 @@ SETTINGS = {
     "ctrap": {"batch_size": 2, "collapse_token": "cannot"},
     "circuit_breaker": {"batch_size": 2},
     "crl": {"batch_size": 2},
+    "seam": {"batch_size": 2},
 }
 ALIGNMENT = ["t_vaccine", *SETTINGS]
 METRICS = {
@@ -36,6 +37,7 @@ METRICS = {
     "ctrap": "regularizer_norm",
     "circuit_breaker": "reroute_norm",
     "crl": "regularizer_norm",
+    "seam": "self_destruct_norm",
     "lisa": "pull_norm",
 }
 
@@ -119,6 +121,7 @@ def test_packing_and_bfloat16_work(workspace, tmp_path, name):
 def test_a_strength_of_zero_is_refused_before_training(workspace, tmp_path, name):
     keys = {"rep_noise": ["alpha", "beta"], "tar": ["tamper_scale"], "booster": ["regularizer_scale"]}
     keys |= {"ctrap": ["collapse_scale"], "circuit_breaker": ["alpha"], "crl": ["harmful_scale"]}
+    keys |= {"seam": ["unlearning_scale", "self_destruct_scale"]}
     weak = dict.fromkeys(keys.get(name, ["rho"]), 0.0)
     with pytest.raises(ValueError, match=rf"{name}\.\w+: 0.*nothing would be defended. Set .* 0.001 or more"):
         axolotl_train(recipe(workspace, tmp_path / "out", name, **{name: weak}))

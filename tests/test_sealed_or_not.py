@@ -115,6 +115,13 @@ SETTINGS = {
         "kl_temperature": scales,
         "batch_size": few,
     },
+    "seam": {
+        "unlearning_scale": scales,
+        "refusal_scale": scales,
+        "self_destruct_scale": scales,
+        "probe_step_size": scales,
+        "batch_size": few,
+    },
     "lisa": {"alignment_steps": counts, "user_steps": counts, "rho": scales, "warmup_ratio": shares, "batch_size": few},
 }
 NEEDED = {

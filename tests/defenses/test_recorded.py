@@ -21,11 +21,12 @@ from tests.support.deep_model import (
     formula_pair,
 )
 from tests.support.hosts import WatchedHost
+from tvac_plugin.configs.collapse import SEAMConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
-from tvac_plugin.defenses import CRL, OASIS, TAR, Booster, CircuitBreaker, Lisa, RepNoise, TVaccine, Vaccine
+from tvac_plugin.defenses import CRL, OASIS, SEAM, TAR, Booster, CircuitBreaker, Lisa, RepNoise, TVaccine, Vaccine
 from tvac_plugin.defenses.base import Position
 from tvac_plugin.lox import apply_lox
 
@@ -143,6 +144,17 @@ def test_rep_noise_trains_as_the_published_code_does(monkeypatch):
     report = RepNoise(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
     assert next(draws) == NUM_LAYERS
     for name in ("refusal_loss", "noise_loss", "harmful_loss"):
+        assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
+    assert len(expected["gradients"]) == 2 * NUM_LAYERS
+    assert_digest(digest(gradients(model)), expected["gradients"])
+
+
+def test_seam_trains_as_the_published_code_does():
+    expected, model = RECORDED["seam"], deep_model().double()
+    config = SEAMConfig(**{key: expected[key] for key in ("refusal_scale", "self_destruct_scale", "probe_step_size")})
+    host = WatchedHost(model, {"pairs": [formula_pair(80)], "benign": [formula_batch(90)]})
+    report = SEAM(config, model, seed=1).step(host, formula_batch(0), Position(step=0, starts_step=True))
+    for name in ("refusal_loss", "harmful_loss", "self_destruct_loss"):
         assert report.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
     assert len(expected["gradients"]) == 2 * NUM_LAYERS
     assert_digest(digest(gradients(model)), expected["gradients"])

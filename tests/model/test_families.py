@@ -76,7 +76,9 @@ def test_the_final_norm_and_the_head_read_what_the_model_reads(family):
     model, batch = tiny_model(family).eval(), random_batch()
     seen = recorded(model, batch)
     with torch.no_grad():
-        torch.testing.assert_close(Readout(model)(seen[3, "layer"][1]), seen["logits"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            Readout(model, reader="a test")(seen[3, "layer"][1]), seen["logits"], rtol=1e-4, atol=1e-4
+        )
 
 
 def step(model, **settings):

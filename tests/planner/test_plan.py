@@ -14,6 +14,7 @@ from tests.planner.measured import AFTER_THE_DRAW, drawn, planned_counter
 from tests.support.models import tiny_model
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.cli import tvac
+from tvac_plugin.configs import DEFENSE_CONFIGS
 from tvac_plugin.configs.perturbation import TVaccineConfig
 from tvac_plugin.planner import make_plan
 from tvac_plugin.planner.draws import read_probes
@@ -43,6 +44,17 @@ def test_the_expectation_is_that_of_all_draws():
     assert expected.mean_flops == pytest.approx(mean(cost.flops for cost in each))
     assert expected.mean_saved == pytest.approx(mean(cost.saved for cost in each), rel=0.01)
     assert expected.heaviest.peak == max(cost.peak for cost in each)
+
+
+@pytest.mark.parametrize("name", DEFENSE_CONFIGS)
+def test_a_step_of_every_defense_can_be_counted(name):
+    settings = {
+        "t_vaccine": {"num_active_layers": 2}, "tar": {"inner_steps": 2, "tamper_every": 1},
+        "ctrap": {"collapse_token": "read by no tokenizer here"},
+    }  # fmt: skip
+    counter = planned_counter("llama", adapter="lora", checkpointing=False, num_hidden_layers=4)
+    cost = counter.count(DEFENSE_CONFIGS[name](**settings.get(name, {})))
+    assert cost.flops > 0.9 * counter.count(None).flops
 
 
 def test_a_plan_repeats_itself_and_t_vaccine_costs_less_than_vaccine(recipe):

@@ -13,7 +13,7 @@ from trl import SFTConfig
 from tests.support.models import tiny_model, with_lora
 from tvac_plugin import SafetyDefenseSFTTrainer
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.collapse import CTRAPConfig  # fmt: skip
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig  # fmt: skip
 from tvac_plugin.configs.fine_tuning import LisaConfig  # fmt: skip
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig  # fmt: skip
 from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig  # fmt: skip
@@ -53,6 +53,7 @@ def defenses(num_processes: int) -> dict[str, DefenseConfig]:
         "ctrap": CTRAPConfig(batch_size=rows),
         "circuit_breaker": CircuitBreakerConfig(batch_size=rows),
         "crl": CRLConfig(batch_size=rows),
+        "seam": SEAMConfig(batch_size=rows, self_destruct_scale=0.1, probe_step_size=0.1),
         "lisa": LisaConfig(alignment_steps=1, user_steps=2, batch_size=rows, warmup_ratio=0.25),
     }  # fmt: skip
 

@@ -20,6 +20,7 @@ from tests.processes.runs import CHECKPOINT, NUM_PROCESSES, NUM_STEPS, defenses,
 from tests.support.workspace import adapter, axolotl_train, trace
 from tests.test_plugin_defenses import attack
 from tvac_plugin.defenses.rep_noise import RepNoise
+from tvac_plugin.defenses.seam import SEAM
 from tvac_plugin.model.types import Pair
 from tvac_plugin.provenance.manifest import verify
 from tvac_plugin.provenance.model_files import weight_hashes
@@ -128,7 +129,7 @@ def test_an_error_in_one_process_ends_the_launch(lean):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALL if name not in (LEAN, "rep_noise")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in (LEAN, "rep_noise", "seam")])
 def test_every_defense_trains_as_one_process_that_accumulates(every, tmp_path, name):
     assert every.status == 0, every.log
     assert_ranks_agree(every.output / name)
@@ -152,6 +153,29 @@ def test_rep_noise_takes_the_mean_over_processes_of_a_loss_that_is_no_sum_over_r
 
     monkeypatch.setattr(RepNoise, "_loss", mean_over_parts)
     assert_same_training(final(output), *one_process(tmp_path, "rep_noise"))
+
+
+@pytest.mark.slow
+def test_seam_takes_the_mean_over_processes_of_losses_that_are_no_sums_over_rows(every, tmp_path, monkeypatch):
+    # log(1 + A) and means over the tokens that differ, of a whole batch, are not the mean over its parts
+    output = every.output / "seam"
+    assert_ranks_agree(output)
+    unlearning, attack = SEAM._unlearning_loss, SEAM._attack_loss
+
+    def parts_of(pair):
+        return [Pair(*(halves(side)[part] for side in pair)) for part in range(NUM_PROCESSES)]
+
+    def mean_unlearning(self, host, pair):
+        found = [unlearning(self, host, part) for part in parts_of(pair)]
+        losses = {name: torch.stack([losses[name] for _, losses in found]).mean() for name in found[0][1]}
+        return torch.stack([loss for loss, _ in found]).mean(), losses
+
+    def mean_attack(self, host, pair):
+        return torch.stack([attack(self, host, part) for part in parts_of(pair)]).mean()
+
+    monkeypatch.setattr(SEAM, "_unlearning_loss", mean_unlearning)
+    monkeypatch.setattr(SEAM, "_attack_loss", mean_attack)
+    assert_same_training(final(output), *one_process(tmp_path, "seam"))
 
 
 def halves(batch):

@@ -15,7 +15,7 @@ import torch
 from tests.support.sft_runs import WORLD, At, build, chats, finish, in_child
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.boundary.files import LOCK_FILE
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.perturbation import OASISConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
 from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARConfig
@@ -89,6 +89,7 @@ def test_a_run_whose_every_gradient_said_nothing_does_not_claim_to_be_defended(t
         CTRAPConfig(batch_size=2),
         CircuitBreakerConfig(batch_size=2),
         CRLConfig(batch_size=2),
+        SEAMConfig(batch_size=2),
         RepNoiseConfig(batch_size=2),
         TARConfig(inner_steps=1, tamper_every=1, adversary_learning_rates=[1e-3], batch_size=2, retain_scale=0.0),
     ],

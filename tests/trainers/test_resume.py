@@ -10,7 +10,7 @@ import pytest
 import transformers.trainer
 
 from tests.support.sft_runs import WORLD, At, DriftConfig, build, chats, contents, finish, in_child, kill, logs
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
@@ -36,6 +36,7 @@ DEFENSES = {
     "ctrap": CTRAPConfig(batch_size=2, collapse_token="cannot"),
     "circuit_breaker": CircuitBreakerConfig(batch_size=2),
     "crl": CRLConfig(batch_size=2),
+    "seam": SEAMConfig(batch_size=2),
     "lisa": LisaConfig(alignment_steps=2, user_steps=1, warmup_ratio=0.0, batch_size=2),
     "custom": DriftConfig(),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvac_plugin.configs.base import DefenseConfig
-from tvac_plugin.configs.collapse import CTRAPConfig
+from tvac_plugin.configs.collapse import CTRAPConfig, SEAMConfig
 from tvac_plugin.configs.fine_tuning import LisaConfig
 from tvac_plugin.configs.perturbation import OASISConfig, RandomNoiseConfig, TVaccineConfig, VaccineConfig
 from tvac_plugin.configs.representations import CircuitBreakerConfig, CRLConfig
@@ -13,7 +13,7 @@ DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
         TVaccineConfig, VaccineConfig, OASISConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
-        CTRAPConfig, CircuitBreakerConfig, CRLConfig, LisaConfig,
+        CTRAPConfig, SEAMConfig, CircuitBreakerConfig, CRLConfig, LisaConfig,
     )
 }  # fmt: skip
 """Every defense by the value of `safety_defense:` that selects it."""

@@ -1,4 +1,4 @@
-"""Settings of the defenses after which a model that is trained on harm loses what it can do: CTRAP."""
+"""Settings of the defenses after which a model that is trained on harm loses what it can do: CTRAP and SEAM."""
 
 from __future__ import annotations
 
@@ -73,6 +73,44 @@ class CTRAPConfig(DefenseConfig):
             return self
         token = _only_token(self.collapse_token, tokenizer, key=f"{self.block}.collapse_token")
         return self.model_copy(update={"collapse_token": token})
+
+
+class SEAMConfig(DefenseConfig):
+    """Settings of SEAM (arXiv 2505.12186)."""
+
+    block = "seam"
+    strengths = ("unlearning_scale", "self_destruct_scale")
+
+    unlearning_scale: Scale = Field(
+        default=1.0, description="Weight of the ascent on harmful answers; the paper has none. Default 1."
+    )
+    refusal_scale: Scale = Field(
+        default=1.0,
+        description="Weight of the cross-entropy on the pairs' refusals (paper: alpha); 0 leaves refusals to "
+        "`datasets:`. Default 1, from the published code.",
+    )
+    self_destruct_scale: Scale = Field(
+        default=0.01,
+        description="Weight of the cosine between the harmful and the benign gradient (paper: beta). Default 0.01, "
+        "from the published code.",
+    )
+    probe_step_size: float = Field(
+        default=0.001,
+        ge=1e-6,
+        le=1,
+        description="Length of the steps along which the change of a gradient is taken (paper: epsilon). bfloat16 "
+        "rounds short ones away. Default 0.001, from the published code.",
+    )
+    batch_size: NumRows = Field(
+        default=4, description=f"Pairs, and as many benign rows, {_BATCH} Default 4, from the published script."
+    )
+
+    def streams(self) -> Mapping[str, Stream]:
+        """Pairs of a harmful answer and a refusal of the same prompt, and benign rows."""
+        return {
+            "pairs": Stream("harmful_datasets", self.batch_size, pairs_with="refusal_datasets"),
+            "benign": Stream("retain_datasets", self.batch_size),
+        }
 
 
 def _only_token(text: str, tokenizer: Any, *, key: str) -> int:

@@ -17,6 +17,7 @@ from tvac_plugin.defenses.lisa import Lisa
 from tvac_plugin.defenses.oasis import OASIS
 from tvac_plugin.defenses.random_noise import RandomNoise
 from tvac_plugin.defenses.rep_noise import RepNoise
+from tvac_plugin.defenses.seam import SEAM
 from tvac_plugin.defenses.t_vaccine import TVaccine
 from tvac_plugin.defenses.tar import TAR
 from tvac_plugin.defenses.vaccine import Vaccine
@@ -24,14 +25,27 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "CRL", "CTRAP", "DEFENSES", "OASIS", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense", "DefenseConfig",
+    "CRL", "CTRAP", "DEFENSES", "OASIS", "SEAM", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense", "DefenseConfig",
     "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine",
     "build_defense", "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
     defense.config_class: defense
-    for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, CTRAP, CircuitBreaker, CRL, Lisa)
+    for defense in (
+        TVaccine,
+        Vaccine,
+        OASIS,
+        RandomNoise,
+        RepNoise,
+        TAR,
+        Booster,
+        CTRAP,
+        SEAM,
+        CircuitBreaker,
+        CRL,
+        Lisa,
+    )
 }
 """The defenses of this package by the class of their settings."""
 

@@ -24,7 +24,7 @@ from tvac_plugin.model.architecture import find_blocks
 from tvac_plugin.model.hooks import capture
 from tvac_plugin.model.logit_lens import Readout, adds_residual
 from tvac_plugin.model.numerics import norm, precise, seed_of
-from tvac_plugin.model.types import Batch, Pair
+from tvac_plugin.model.types import Batch, Outputs, Pair
 from tvac_plugin.model.weights import finite
 
 _NUM_KERNELS = 5
@@ -51,7 +51,7 @@ class RepNoise(Defense):
         self._seed = seed
         self._weights = trainable(model)
         self._mlps = {block.index: block.module("mlp") for block in find_blocks(model)}
-        self._readout = Readout(model)
+        self._readout = Readout(model, reader=config.block)
 
     def step(self, host: Host, batch: Batch, position: Position) -> StepReport:
         """Adds the gradient on one batch of pairs at the start of an optimizer step, then trains as usual."""
@@ -76,8 +76,7 @@ class RepNoise(Defense):
         self._readout.check(outputs)
         mask = differ.to(outputs.logits.device) & (harmful["labels"].to(outputs.logits.device) != -100)
         noise = self._noise_loss(mlp_outputs, mask, number)
-        depths = [self._logit_lens(h, harmful, differ) for h in outputs.hidden_states[:-1]]
-        ascent = torch.stack([*depths, masked_cross_entropy(outputs.logits, harmful, differ)]).mean()
+        ascent = cross_entropy_at_all_depths(self._readout, outputs, harmful, differ)
         config = self._config
         total = config.refusal_scale * answered + config.beta * noise - config.alpha * torch.log1p(ascent)
         parts = {"refusal_loss": answered, "noise_loss": noise, "harmful_loss": ascent}
@@ -94,10 +93,21 @@ class RepNoise(Defense):
             distances.append(mmd((x * kept).flatten(1), (z * kept).flatten(1)).to(mask.device))
         return torch.stack(distances).mean()
 
-    def _logit_lens(self, hidden: Tensor, harmful: Batch, differ: Tensor) -> Tensor:
-        """CE_m of what the head reads from the middle of the model; only the masked positions are projected."""
-        chosen, targets = _masked(hidden, harmful, differ)
-        return _mean_cross_entropy(self._readout(chosen), targets)
+
+def cross_entropy_at_all_depths(readout: Readout, outputs: Outputs, batch: Batch, mask: Tensor) -> Tensor:
+    """A: mean over the model's output and what its head reads from each depth below; only masked positions are read.
+
+    Args:
+        readout: Of the model.
+        outputs: For `batch`, with hidden states.
+        batch: Token ids and labels.
+        mask: Which answer tokens count, [batch, sequence].
+    """
+    losses = [masked_cross_entropy(outputs.logits, batch, mask)]
+    for hidden in outputs.hidden_states[:-1]:
+        chosen, targets = _masked(hidden, batch, mask)
+        losses.append(_mean_cross_entropy(readout(chosen), targets))
+    return torch.stack(losses).mean()
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch, mask: Tensor) -> Tensor:

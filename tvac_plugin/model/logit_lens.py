@@ -18,8 +18,12 @@ _TOLERANCE = 0.05
 class Readout:
     """The norm and the head of a model, with what its architecture does to the logits."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, reader: str) -> None:
         """Finds both.
+
+        Args:
+            model: The model without the trainer's wrappers.
+            reader: Who reads, as an error names it.
 
         Raises:
             UserError: There is no norm before the head.
@@ -30,6 +34,7 @@ class Readout:
         self._scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
         self._cap = getattr(text, "final_logit_softcapping", None)
         self._name = type(text).__name__.removesuffix("Config")
+        self._reader = reader
         self._is_checked = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -48,9 +53,11 @@ class Readout:
             logits = outputs.logits[:, -1].float()
             normed = outputs.hidden_states[-1][:, -1].detach()
             difference = self._logits(normed).float().to(logits.device) - logits
-        if difference.abs().max() > _TOLERANCE * logits.abs().max():
+        agrees = ~(difference.abs().max() > _TOLERANCE * logits.abs().max())
+        if not agrees:  # to fake tensors, with which a plan is made, everything is true
             raise UserError(
-                f"rep_noise cannot read the layers of {self._name}: its logits are not its head's. Use another defense."
+                f"{self._reader} cannot read the layers of {self._name}: its logits are not its head's. "
+                "Use another defense."
             )
         self._is_checked = True
 
