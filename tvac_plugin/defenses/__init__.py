@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
-    defense.config_class: defense for defense in (TVaccine, Vaccine, OASIS, RandomNoise, RepNoise, TAR, Booster, Lisa)
+    defense.config_class: defense for defense in (TVaccine, Vaccine, RandomNoise, OASIS, RepNoise, TAR, Booster, Lisa)
 }
 """The defenses of this package by the class of their settings."""
 
