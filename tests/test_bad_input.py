@@ -152,7 +152,7 @@ def test_what_is_accepted_can_take_a_step(name, data):
         if key in fields:
             settings[key] = data.draw(st.sampled_from(options))
     settings |= {"inner_steps": 2, "tamper_every": 1} if name == "tar" else {}
-    settings |= {"num_active_layers": data.draw(BOUNDED)} if name == "t_vaccine" else {}
+    settings |= {"num_active_layers": data.draw(BOUNDED)} if name in ("t_vaccine", "oasis") else {}
     recipe = {"safety_defense": name, name: settings, **dict.fromkeys(
         ("harmful_datasets", "refusal_datasets", "retain_datasets", "alignment_datasets"), ENTRIES)}  # fmt: skip
     if own_problems(recipe):

@@ -12,7 +12,7 @@ from tvac_plugin.configs.unlearning import BoosterConfig, RepNoiseConfig, TARCon
 DEFENSE_CONFIGS: dict[str, type[DefenseConfig]] = {
     config.block: config
     for config in (
-        TVaccineConfig, VaccineConfig, OASISConfig, RandomNoiseConfig, RepNoiseConfig, TARConfig, BoosterConfig,
+        TVaccineConfig, VaccineConfig, RandomNoiseConfig, OASISConfig, RepNoiseConfig, TARConfig, BoosterConfig,
         CTRAPConfig, SEAMConfig, CircuitBreakerConfig, CRLConfig, LisaConfig,
     )
 }  # fmt: skip

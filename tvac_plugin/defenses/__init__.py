@@ -25,8 +25,8 @@ from tvac_plugin.model.numerics import norm
 from tvac_plugin.model.types import Batch
 
 __all__ = [
-    "CRL", "CTRAP", "DEFENSES", "OASIS", "SEAM", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense", "DefenseConfig",
-    "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine",
+    "CRL", "CTRAP", "DEFENSES", "OASIS", "SEAM", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense",
+    "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine",
     "build_defense", "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
@@ -35,8 +35,8 @@ DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
     for defense in (
         TVaccine,
         Vaccine,
-        OASIS,
         RandomNoise,
+        OASIS,
         RepNoise,
         TAR,
         Booster,

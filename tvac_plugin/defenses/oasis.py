@@ -71,7 +71,10 @@ class OASIS(Defense):
         return report
 
     def _probe(self, host: Host) -> list[dict[str, Any]]:
-        """Chooses S, and the directions m_l / ||m_l|| of its layers; a probe that says nothing leaves them."""
+        """Chooses S, and the directions m_l / ||m_l|| of its layers; a probe that says nothing leaves them.
+
+        Of layers with one score those stay that are in S already.
+        """
         batch, layers = host.batch("probe", self._num_probes), self._layers
         probe = probe_layers(host, batch, layers.modules, weights=layers.trainable, directions=True)
         self._num_probes += 1
@@ -83,8 +86,9 @@ class OASIS(Defense):
                 "lower the learning rate."
             )
             return [found]
-        scores = probe.scores.tolist()
-        largest = sorted(layers.modules, key=lambda layer: -scores[layer])[: self._config.num_active_layers]
+        scores, before = probe.scores.tolist(), self._directions
+        ranked = sorted(layers.modules, key=lambda layer: (-scores[layer], layer not in before))
+        largest = ranked[: self._config.num_active_layers]
         self._directions = {layer: probe.directions[layer] for layer in sorted(largest)}
         return [found, {"event": "draw", "layers": list(self._directions)}]
 
@@ -118,7 +122,8 @@ class OASIS(Defense):
     ) -> list[StepKind]:
         """Choices by their lowest layer, above which everything runs twice, and the probe.
 
-        Without `probes` all choices are taken for equally likely. The step of a probe counts as in T-Vaccine.
+        Without `probes` all choices are taken for equally likely. The step of a probe counts as in T-Vaccine; where
+        scores are not known, as for who counts, it leaves the layers as they are.
         """
         kinds = kinds_by_lowest_layer(config, num_layers, "top_k", probes=probes, state_of=cls.state_with)
         probed = 1 / (config.probe_steps * accumulation)
