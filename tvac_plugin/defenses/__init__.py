@@ -26,8 +26,8 @@ from tvac_plugin.model.types import Batch
 
 __all__ = [
     "CRL", "CTRAP", "DEFENSES", "OASIS", "SEAM", "TAR", "Batch", "Booster", "CircuitBreaker", "Defense",
-    "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream", "TVaccine", "Vaccine",
-    "build_defense", "defense_name", "norm", "step_kinds", "trainable",
+    "DefenseConfig", "Host", "Lisa", "Position", "RandomNoise", "RepNoise", "StepKind", "StepReport", "Stream",
+    "TVaccine", "Vaccine", "build_defense", "defense_name", "norm", "step_kinds", "trainable",
 ]  # fmt: skip
 
 DEFENSES: dict[type[DefenseConfig], type[Defense]] = {
