@@ -73,11 +73,15 @@ def test_tar_starts_from_a_merged_refusing_model_and_retains_benign_rows(size, t
     assert defense_advice(tar.recipe) == []
 
 
+NOT_COMPARED_YET = {"oasis", "ctrap", "seam", "circuit_breaker", "crl"}
+"""Those that comparison.md names as later than its tables; `tar` needs a stage of its own."""
+
+
 def test_the_comparison_has_every_defense_with_settings_to_choose_and_five_seeds():
     chain = read_recipe(FOLDER / "compare_tiny.yml")
     tuned = [list(arm.values()) for arm in chain["arms"] if open_settings(arm)]
     used = {value for values in tuned for value in values if isinstance(value, str)} - {"none"}
-    assert used == DEFENSE_CONFIGS.keys() - {"tar"}
+    assert used == DEFENSE_CONFIGS.keys() - {"tar"} - NOT_COMPARED_YET
     assert any("extrapolate.coefficient" in arm for arm in chain["arms"])
     assert len(tuned) == len(chain["arms"]) - 1
     assert chain["search"]["trials"] >= 8
