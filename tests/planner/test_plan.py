@@ -49,8 +49,8 @@ def test_the_expectation_is_that_of_all_draws():
 @pytest.mark.parametrize("name", DEFENSE_CONFIGS)
 def test_a_step_of_every_defense_can_be_counted(name):
     settings = {
-        "t_vaccine": {"num_active_layers": 2}, "oasis": {"num_active_layers": 2}, "tar": {"inner_steps": 2, "tamper_every": 1},
-        "ctrap": {"collapse_token": "read by no tokenizer here"},
+        "t_vaccine": {"num_active_layers": 2}, "oasis": {"num_active_layers": 2},
+        "tar": {"inner_steps": 2, "tamper_every": 1}, "ctrap": {"collapse_token": "read by no tokenizer here"},
     }  # fmt: skip
     counter = planned_counter("llama", adapter="lora", checkpointing=False, num_hidden_layers=4)
     cost = counter.count(DEFENSE_CONFIGS[name](**settings.get(name, {})))
