@@ -10,9 +10,10 @@ from tvac_plugin.bench.cases import OFF, PLAIN, built_cases
 from tvac_plugin.bench.results import Results
 from tvac_plugin.bench.run import benchmark, scaled_shapes
 from tvac_plugin.bench.settings import MEASURED, Settings, defense_settings
-from tvac_plugin.bench.shape import Shape
+from tvac_plugin.bench.shape import Shape, random_rows, word_tokenizer
 from tvac_plugin.bench.tables import bench_text
 from tvac_plugin.bench.timing import ratio, turns
+from tvac_plugin.data.taught_answers import decoding, num_taught
 
 
 def test_the_plugin_without_a_defense_is_sft_bit_for_bit():
@@ -25,6 +26,13 @@ def test_the_plugin_without_a_defense_is_sft_bit_for_bit():
     assert len(found[PLAIN]) == 1 + 2 * 7 * TINY.num_layers
     assert all(torch.equal(a, b) for a, b in zip(found[PLAIN], found[OFF], strict=True))
     assert all((gradient != 0).any() for gradient in found[PLAIN][1:])
+
+
+def test_rows_stay_different_when_they_are_read_as_text():
+    shape = Shape()
+    ours, theirs = (random_rows(shape, 8 * shape.batch_size, seed=166, answer_seed=seed) for seed in (175, 176))
+    assert num_taught(ours, theirs, decoding(word_tokenizer(shape))) == 0
+    assert num_taught(ours, ours, decoding(word_tokenizer(shape))) == len(ours)
 
 
 def test_a_digest_tells_gradients_apart():

@@ -16,15 +16,13 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from tvac_plugin.bench.settings import Settings, defense_settings
-from tvac_plugin.bench.shape import Shape, build_model, random_batch, random_rows
+from tvac_plugin.bench.shape import Shape, build_model, random_batch, random_rows, word_tokenizer
 from tvac_plugin.configs.base import DATA_KEYS, DefenseConfig
 from tvac_plugin.configs.perturbation import LayerSampling
 from tvac_plugin.defenses import Defense
 from tvac_plugin.defenses.layer_draws import draw_layers, uniform
 from tvac_plugin.model.numerics import seed_of
 from tvac_plugin.model.types import Batch
-from tvac_plugin.tiny_world.base_model import build_tokenizer
-from tvac_plugin.tiny_world.language import World
 from tvac_plugin.trainers.sft import SafetyDefenseSFTTrainer
 
 PLAIN, OFF = "sft", "plugin off"
@@ -106,7 +104,7 @@ def built_cases(shape: Shape, settings: Settings) -> Iterator[dict[str, Case]]:
         common = {
             "model": model,
             "train_dataset": random_rows(shape, shape.batch_size, seed=settings.seed),
-            "processing_class": build_tokenizer(World.create(seed=0, num_hazards=4, num_benign=4)),
+            "processing_class": word_tokenizer(shape),
         }
 
         def case(cls: type, config: DefenseConfig | None = None, **extra: Any) -> Case:

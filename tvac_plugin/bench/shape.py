@@ -8,8 +8,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tvac_plugin.boundary.errors import UserError
 from tvac_plugin.model.types import Batch
@@ -91,6 +94,14 @@ def random_rows(shape: Shape, num_rows: int, *, seed: int, answer_seed: int | No
     labels = ids.clone()
     labels[:, :half] = _IGNORED
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+def word_tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
+    """Every id is a word of its own, so that rows which differ do so as text too; the first two pad and end."""
+    words = {f"w{number}": number for number in range(shape.vocabulary_size)}
+    model = Tokenizer(WordLevel(words, unk_token="w0"))  # noqa: S106 (a word)
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="w0", eos_token="w1", unk_token="w0")  # noqa: S106
 
 
 def random_batch(shape: Shape, *, seed: int) -> Batch:
