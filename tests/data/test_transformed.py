@@ -65,6 +65,9 @@ def test_a_split_is_taken_once(tmp_path):
     [
         ([{"text": "a"}], "completion", "of `type: completion` it is not known which part of a row is the prompt"),
         ([{"messages": [said("user", "a")]}], "chat_template", "no question or no answer that is a text"),
+        ([{"messages": "[]"}], "chat_template", "Write `messages:` as a list of user and assistant messages"),
+        ([{"other": "a"}], "chat_template", "Write `messages:` as a list"),
+        ([{"instruction": "a"}], "alpaca", "a harmful row has no `output`, which `type: alpaca` reads. Write it"),
     ],
 )
 def test_rows_whose_prompt_is_not_known_are_refused(tmp_path, rows, kind, message):

@@ -74,6 +74,12 @@ class Choice(Block):
         return self.one_of[0], self.one_of[-1]
 
 
+_SEED = Field(
+    default=None, ge=0,
+    description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
+)  # fmt: skip
+
+
 class Search(Block):
     """How the open settings of arms are found."""
 
@@ -84,10 +90,7 @@ class Search(Block):
         description="The evaluation stage that decides. It must ask other questions than the rest; the chain itself "
         "leaves it out."
     )
-    seed: int | None = Field(
-        default=None, ge=0,
-        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
-    )  # fmt: skip
+    seed: int | None = _SEED
     keep: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
         default_factory=dict,
         description="What an aligned model must keep, as `{benign: 90}`: percent of what the undefended one has in "
@@ -107,10 +110,7 @@ class Attacker(Block):
         "as `attack.learning_rate: {low: 1.0e-6, high: 1.0e-3, log: true}`.",
     )
     judge: str = Field(description="The evaluation stage that tells the attacker how far a trial came.")
-    seed: int | None = Field(
-        default=None, ge=0,
-        description="Of the sampler, and in place of the matrix's seeds. Default: 0, and the first of the matrix.",
-    )  # fmt: skip
+    seed: int | None = _SEED
     min_retention: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
         default_factory=dict,
         description="What the attacked model must keep to be of use, as `{benign: 80}`: percent of what the model that "

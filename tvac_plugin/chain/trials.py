@@ -34,7 +34,9 @@ class Study:
         try:
             import optuna
         except ImportError as error:
-            raise UserError("trials need Optuna. Install it with `pip install 'tvac-plugin[search]'`.") from error
+            raise UserError(
+                "`search:` and `attacker:` need Optuna. Install it with `pip install 'tvac-plugin[search]'`."
+            ) from error
         self.arm, self.values = arm, dict[str, Any]()
         self._spaces = spaces
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -45,19 +45,26 @@ def _transformed(row: Mapping[str, Any], entry: Mapping[str, Any], transform: Pr
             "the prompt. Write the harmful rows as conversations, `type: chat_template`."
         )
     prompt, answer = fields.prompts[0], fields.answers[0]
+    if missing := [name for name in (prompt, answer) if name not in row]:
+        raise UserError(
+            f"simulated_user.prompt_transform: a harmful row has no `{missing[0]}`, which `type: {entry.get('type')}` "
+            "reads. Write it, or correct `type:`."
+        )
     return {**row, prompt: transform.asked(str(row[prompt])), answer: transform.answered(str(row[answer]))}
 
 
 def _chat(row: Mapping[str, Any], entry: Mapping[str, Any], transform: PromptTransform) -> dict[str, Any]:
     """The last question of a conversation is rewritten, and the last answer."""
     field, role, content = chat_names(entry)
-    messages = [dict(message) for message in row[field]]
+    said: Any = row.get(field)
+    is_talk = isinstance(said, list) and all(isinstance(message, Mapping) for message in said)
+    messages = [dict(message) for message in said] if is_talk else []
     for roles, rewrite in ((_ASKS, transform.asked), (_ANSWERS, transform.answered)):
-        last = next((message for message in reversed(messages) if message[role] in roles), None)
+        last = next((message for message in reversed(messages) if message.get(role) in roles), None)
         if last is None or not isinstance(last.get(content), str):
             raise UserError(
                 "simulated_user.prompt_transform: a harmful row has no question or no answer that is a text. Write "
-                f"{_ASKS[0]} and {_ANSWERS[0]} messages."
+                f"`{field}:` as a list of {_ASKS[0]} and {_ANSWERS[0]} messages."
             )
         last[content] = rewrite(last[content])
     return {**row, field: messages}
